@@ -1,0 +1,5 @@
+"""Flower's entry point on a site: ``[tool.flwr.app.components] clientapp`` in pyproject.toml."""
+
+from gfpl_flwr.flower.client import build_client_app
+
+app = build_client_app()

@@ -1,0 +1,290 @@
+"""GFPL: Generative Federated Prototype Learning (Lu, He, Li, Wang, Gong; arXiv 2602.21873).
+
+A site trains its own classifier with a dual head (DCS): a trainable classifier with cross-entropy beside a
+projection that dot regression draws to the vertices of a fixed simplex ETF (equation 13). From round T0 on, and
+then every P rounds, it fits a small Gaussian mixture to the features of each of its classes (equations 4 to 6)
+and sends the mixtures' parameters. The server fuses components of all sites that are close in Bhattacharyya
+distance (equations 7 and 8, Algorithm 1) and hands the fused mixtures back. The site samples class-balanced
+pseudo-features from them (PFG) and retrains projection and classifier with the extractor frozen (equation 14).
+
+Up and down travel four arrays, labels, counts, means and variances, and nothing else; never a weight, gradient,
+feature or sample, and nothing at all before round T0.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gfpl_flwr import seeding
+from gfpl_flwr.algorithms.base import Algorithm, Reply, Site, Tensors, Visit, evaluate, features_of
+from gfpl_flwr.algorithms.local import DROPOUT
+from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, sgd, train_and_evaluate
+from gfpl_flwr.config import ConfigError, RunConfig, option
+from gfpl_flwr.core.etf import simplex_etf
+from gfpl_flwr.core.fusion import fuse
+from gfpl_flwr.core.gmm import fit_class_mixtures, relative_floor
+from gfpl_flwr.core.losses import hybrid_loss
+from gfpl_flwr.core.prototypes import GaussianPrototypes
+from gfpl_flwr.core.pseudo import sample
+from gfpl_flwr.models import DualClassifier, SplitModel, seeded_init
+from gfpl_flwr.presets import preset_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class GFPL(Algorithm):
+    """Hyper-parameters of GFPL and both halves of the method.
+
+    ``"auto"`` and ``0`` are resolved by :meth:`resolve`. The switches ``dual_classifier`` and ``retraining`` are
+    the ablations of the paper's Table 2.
+    """
+
+    name: ClassVar[str] = "gfpl"
+    state_name: ClassVar[str] = "prototypes"
+
+    first_exchange: int = option(30, "T0: first round after which prototypes are exchanged.", at_least=1)
+    exchange_every: int = option(5, "P: rounds between exchanges.", at_least=1)
+    # dual-classifier structure
+    dual_classifier: bool = option(True, "DCS: train a projection to the simplex ETF beside the classifier.")
+    dr_weight: float = option(1.0, "Lambda: weight of dot regression in the hybrid loss.", at_least=0)
+    projection_dim: int = option(
+        0, "P: width of projection and ETF, at least classes - 1; 0: the data set's.", at_least=0
+    )
+    classifier_on: str = option(
+        "features", "What the trainable classifier sees.", choices=("features", "projection")
+    )
+    # prototypes
+    num_components: int = option(2, "Gaussian components a class.", at_least=1)
+    min_samples: int = option(5, "A class with fewer training samples sends no prototype.", at_least=1)
+    min_component_samples: int = option(
+        5, "Fewest samples behind a component: one of a single sample is that sample.", at_least=1
+    )
+    variance_floor: float = option(
+        1e-4, "Smallest variance, as a share of the features' mean variance.", above=0, below=1
+    )
+    em_max_iter: int = option(100, "Most iterations of EM.", at_least=1)
+    em_tol: float = option(
+        1e-3, "EM stops when the log-likelihood per sample rises by less, in nats.", above=0
+    )
+    share_counts: bool = option(
+        True, "Send sample counts as weights of the fusion; else every site weighs the same."
+    )
+    # fusion
+    threshold: float = option(
+        1.0, "Components closer than this merge; 0: none, inf: all of a class.", at_least=0, finite=False
+    )
+    scale: str = option(
+        "auto",
+        "Distance in nats: sum over dimensions, or mean; auto: mean, sum in the paper preset.",
+        choices=("auto", "mean", "sum"),
+    )
+    rule: str = option("closest_pair", "Order of merging.", choices=("closest_pair", "first_fit"))
+    merge: str = option(
+        "moment",
+        "Merged component: the pooled moments, or plain weighted averages.",
+        choices=("moment", "average"),
+    )
+    # pseudo-feature generation
+    retraining: bool = option(True, "PFG: exchange prototypes and retrain the heads; false sends nothing.")
+    pseudo_per_class: int = option(100, "Pseudo-features sampled a class.", at_least=1)
+    retrain_epochs: int = option(1, "Passes over the pseudo-features.", at_least=1)
+    retrain_classes: str = option(
+        "all", "Classes of the pseudo-features: all, or the site's own.", choices=("all", "own")
+    )
+    clamp_pseudo: bool = option(False, "Cut pseudo-features off at zero, where ReLU features end.")
+
+    def resolve(self, config: RunConfig, num_classes: int | None) -> "GFPL":
+        """Replace ``auto`` by the preset's and the data set's values, and check the schedule and the ETF."""
+        if self.retraining and self.first_exchange > config.rounds:
+            raise ConfigError(
+                f"gfpl.first-exchange = {self.first_exchange}: must be <= rounds = {config.rounds}, "
+                "or nothing is ever exchanged (gfpl.retraining = false asks for that)"
+            )
+        if config.head != "classifier" and not self.dual_classifier:
+            raise ConfigError(f"head = {config.head!r}: must be classifier when gfpl.dual-classifier = false")
+        paper = config.preset == "paper"
+        dim = self.projection_dim or preset_for(config.dataset).projection_dim
+        if num_classes is not None and dim < num_classes - 1:
+            raise ConfigError(
+                f"gfpl.projection-dim = {dim}: must be >= {num_classes - 1}, "
+                f"a simplex of {num_classes} classes does not fit in fewer dimensions"
+            )
+        scale = self.scale if self.scale != "auto" else "sum" if paper else "mean"
+        return dataclasses.replace(self, projection_dim=dim, scale=scale)
+
+    def build_model(
+        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int
+    ) -> SplitModel:
+        """Return the dual classifier, or the plain one without DCS."""
+        if not self.dual_classifier:
+            return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
+        etf = simplex_etf(num_classes, self.projection_dim, generator=seeding.generator(seed, "etf"))
+        return seeded_init(
+            lambda: DualClassifier(
+                extractor, feature_dim, etf, classifier_on=self.classifier_on, dropout=DROPOUT
+            ),
+            seed,
+        )
+
+    def visits(self, config: RunConfig) -> list[Visit]:
+        """Return Algorithm 2's schedule with one visit an exchange.
+
+        The first visit covers rounds 1 to T0, each further one P rounds. What an exchange hands down arrives with
+        the next visit, so a last one brings the fused prototypes of the last exchange.
+        """
+        last = config.rounds
+        exchanges = list(range(self.first_exchange, last + 1, self.exchange_every)) if self.retraining else []
+        starts = [1, *(round + 1 for round in exchanges)]
+        stops = [*exchanges, last]
+        return [
+            Visit(index, start, stop, download=index > 1, upload=index <= len(exchanges))
+            for index, (start, stop) in enumerate(zip(starts, stops, strict=True), start=1)
+        ]
+
+    def loss(self, model: SplitModel, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Return the hybrid loss of equation 13, or cross-entropy without DCS."""
+        if not isinstance(model, DualClassifier):
+            return cross_entropy(model, pixels, labels)
+        logits, projected = model.dual(model.extractor(pixels))
+        return hybrid_loss(logits, projected, labels, model.etf, dr_weight=self.dr_weight)
+
+    def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
+        """Retrain on the prototypes handed down, do the local rounds, fit and send the own prototypes."""
+        watch = Stopwatch()
+        accuracy, diagnostics = [], {}
+        if visit.download and down:
+            round = visit.first_round - 1
+            with watch("retrain"):
+                diagnostics |= self.retrain(site, GaussianPrototypes.from_tensors(down), round=round)
+            with watch("evaluate"):
+                accuracy.append(evaluate(site.model, site.test, round=round, phase="retrain"))
+        counts, loss = train_and_evaluate(site, visit, self.loss, watch)
+        diagnostics["train_loss"] = loss
+        tensors: dict[str, Tensor] = {}
+        if visit.upload:
+            with watch("prototypes"):
+                bank, found = self.prototypes(site, round=visit.last_round)
+            tensors, diagnostics = bank.to_tensors(), diagnostics | found
+        return Reply(tensors, len(site.train), [*accuracy, *counts], diagnostics, watch.seconds)
+
+    def prototypes(self, site: Site, *, round: int) -> tuple[GaussianPrototypes, dict[str, float]]:
+        """Fit a mixture to the features of each class of a site (equations 4 to 6).
+
+        Args:
+            site: its training images are seen in evaluation mode, without augmentation.
+            round: of the exchange; it seeds the start of EM.
+
+        Returns:
+            The bank of float32 components, and diagnostics: classes suppressed because they are too small, and
+            the mean cosine between a projected feature and its ETF vertex.
+        """
+        features, labels = features_of(site.model, site.train).cpu(), site.train.labels.cpu()
+        bank = fit_class_mixtures(
+            features,
+            labels,
+            num_components=self.num_components,
+            variance_floor=relative_floor(features, fraction=self.variance_floor),
+            max_iter=self.em_max_iter,
+            tol=self.em_tol,
+            min_samples=self.min_samples,
+            min_component_samples=self.min_component_samples,
+            generator=site.generator(round, "mixtures"),
+        )
+        found = {"suppressed_classes": float(len(labels.unique()) - len(bank.classes))}
+        if isinstance(site.model, DualClassifier) and len(labels):
+            with torch.no_grad():
+                projected = site.model.projected(features.to(site.model.etf.device)).cpu()
+            found["etf_cosine"] = float((projected * site.model.etf.cpu().T[labels]).sum(1).mean())
+        if not self.share_counts:
+            bank = dataclasses.replace(bank, counts=bank.weights)
+        return bank, found
+
+    def retrain(self, site: Site, bank: GaussianPrototypes, *, round: int) -> dict[str, float]:
+        """Retrain a site's heads on class-balanced pseudo-features (equation 14).
+
+        The extractor is not run, so its weights and BatchNorm statistics stay as they are; dropout is off. The
+        pseudo-features are sampled on the CPU whatever the device, so that every device retrains on the same ones.
+
+        Args:
+            site: the projection and the classifier of its model are changed in place.
+            bank: the fused prototypes.
+            round: of the exchange they come from; it seeds sampling and shuffling.
+
+        Returns:
+            Diagnostics: the mean loss and the share of negative pseudo-feature coordinates, which a ReLU feature
+            never has.
+        """
+        if self.retrain_classes == "own":
+            own = torch.isin(bank.labels, site.train.labels.cpu())
+            bank = GaussianPrototypes(
+                bank.labels[own], bank.counts[own], bank.means[own], bank.variances[own]
+            )
+        features, labels = sample(
+            bank, per_class=self.pseudo_per_class, generator=site.generator(round, "pseudo")
+        )
+        negative = float((features < 0).double().mean()) if len(labels) else 0.0
+        if self.clamp_pseudo:
+            features = features.clamp(min=0)
+        device = next(site.model.parameters()).device
+        features, labels = features.to(device), labels.to(device)
+        model = site.model.eval()
+
+        def loss_of(rows: Tensor) -> Tensor:
+            if not isinstance(model, DualClassifier):
+                return nn.functional.cross_entropy(model.logits(features[rows]), labels[rows])
+            logits, projected = model.dual(features[rows])
+            return hybrid_loss(logits, projected, labels[rows], model.etf, dr_weight=self.dr_weight)
+
+        loss = sgd(
+            model.head_parameters(),
+            loss_of,
+            num_samples=len(labels),
+            epochs=self.retrain_epochs,
+            batch_size=site.batch_size,
+            config=site.config,
+            shuffle=site.generator(round, "retrain"),
+        )
+        return {"retrain_loss": loss, "negative_fraction": negative}
+
+    def check_reply(self, tensors: Tensors, *, feature_dim: int, num_classes: int | None) -> None:
+        """Refuse anything but a valid bank of this run's features and classes."""
+        bank = GaussianPrototypes.from_tensors(tensors)
+        if bank.dim != feature_dim:
+            raise ValueError(f"means must have {feature_dim} dimensions, these have {bank.dim}")
+        if num_classes is not None and len(bank) and int(bank.labels.max()) >= num_classes:
+            raise ValueError(
+                f"labels must be below {num_classes}, row {int(bank.labels.argmax())} has {bank.labels.max()}"
+            )
+
+    def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
+        """Fuse the components of all sites (Algorithm 1); without any component the old state stays."""
+        banks = [GaussianPrototypes.from_tensors(reply.tensors) for reply in replies]
+        if not any(len(bank) for bank in banks):
+            return dict(state)
+        fused = fuse(
+            GaussianPrototypes.concat(banks),
+            threshold=self.threshold,
+            scale="mean" if self.scale == "mean" else "sum",
+            rule="first_fit" if self.rule == "first_fit" else "closest_pair",
+            merge="average" if self.merge == "average" else "moment",
+        )
+        return dict(fused.to_tensors())
+
+    def describe(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Any] | None:
+        """Return how many components came and how many are left, in all and by class."""
+        before = Counter(int(label) for reply in replies for label in reply.tensors["labels"])
+        after = Counter(int(label) for label in state.get("labels", ()))
+        came, left = before.total(), after.total()
+        return {
+            "components_in": came,
+            "components_out": left,
+            "merge_rate": 1 - left / came if came else 0.0,
+            "by_class": {str(label): [before[label], after[label]] for label in sorted(before | after)},
+            "suppressed_classes": sum(
+                int(reply.diagnostics.get("suppressed_classes", 0)) for reply in replies
+            ),
+        }

@@ -1,0 +1,37 @@
+"""Local: every site trains by itself and sends nothing. The floor that federation has to beat."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from gfpl_flwr.algorithms.base import Algorithm, Reply, Site, Tensors, Visit
+from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, train_and_evaluate
+from gfpl_flwr.config import RunConfig
+from gfpl_flwr.models import SplitModel, seeded_init
+
+DROPOUT = 0.5
+"""Before the classifier, as in FedProto's networks (its code's ``CNNMnist``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Algorithm):
+    """Cross-entropy on a site's own data; up: nothing, down: nothing, one visit for the whole run."""
+
+    name: ClassVar[str] = "local"
+
+    def build_model(
+        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int
+    ) -> SplitModel:
+        """Return extractor and linear classifier."""
+        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
+
+    def visits(self, config: RunConfig) -> list[Visit]:
+        """Return the single visit that covers every round."""
+        return [Visit(1, 1, config.rounds)]
+
+    def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
+        """Train on the site's own images with cross-entropy."""
+        watch = Stopwatch()
+        accuracy, loss = train_and_evaluate(site, visit, cross_entropy, watch)
+        return Reply({}, len(site.train), accuracy, {"train_loss": loss}, watch.seconds)

@@ -1,0 +1,183 @@
+"""The ``gfpl`` command. Everything heavy is imported inside the command that needs it: ``--help`` answers at once."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Generative Federated Prototype Learning on Flower: run, watch and report federations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    list[str] | None, typer.Option("-c", "--config", metavar="KEY=VALUE", help="Set an option; repeat for more.")
+]
+
+
+class CommandError(Exception):
+    """Ends the command with one line on standard error.
+
+    Args:
+        message: the line.
+        code: exit status: 2 where the user's input is wrong, 1 where the run failed.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@app.command()
+def run(
+    federation: Annotated[str, typer.Argument(help="A federation of pyproject-federation.toml.")] = "",
+    engine: Annotated[str, typer.Option(help="flower: Flower's engines; inprocess: no Ray, no server.")] = "flower",
+    config: ConfigOption = None,
+    name: Annotated[str, typer.Option(help="Name of the run's folder; empty: made from algorithm and time.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run called NAME.")] = False,
+    output_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
+) -> None:
+    """Run one federation to its end, and report it."""
+    from gfpl_flwr.flower.runner import RunRequest, execute
+
+    overrides = dict(_assignments(config or []))
+    overrides |= {"output-dir": str(output_dir.resolve()), "data-dir": str(data_dir.expanduser().resolve())}
+    if name:
+        overrides["name"] = name
+    if resume:
+        overrides["resume"] = True
+    with _one_line_errors():
+        _print_report([execute(RunRequest(overrides, engine=engine, federation=federation))])
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Where the demo's runs are written.")] = Path("runs/demo"),
+    engine: Annotated[str, typer.Option(help="flower or inprocess.")] = "flower",
+) -> None:
+    """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
+    from gfpl_flwr.flower.runner import demo_requests, execute_all
+
+    with _one_line_errors():
+        _print_report(execute_all(demo_requests(output_dir.resolve(), engine)))
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or interrupted.")],
+    visits: Annotated[bool, typer.Option("--visits", help="One row for every visit of the first run.")] = False,
+    output_format: Annotated[str, typer.Option("--format", help="table, markdown or csv.")] = "table",
+) -> None:
+    """Print the table of some runs and draw their figures."""
+    with _one_line_errors():
+        _print_report(run_dirs, visits=visits, output_format=output_format)
+
+
+@app.command()
+def data(
+    config: ConfigOption = None,
+    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
+    num_sites: Annotated[int, typer.Option(help="Sites to spread it over.")] = 20,
+) -> None:
+    """Prepare a data set, and show which site would hold what."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gfpl_flwr.algorithms import parse_run
+    from gfpl_flwr.data.sites import label_counts
+    from gfpl_flwr.flower.client import open_dataset, partition_of
+
+    with _one_line_errors():
+        overrides = dict(_assignments(config or [])) | {"data-dir": str(data_dir.expanduser().resolve())}
+        options, _ = parse_run(overrides)
+        dataset = open_dataset(options, Path(options.data_dir))
+        table = Table("site", "train", "test", "training samples by class", title=f"{options.dataset}, {options.partition}")
+        for site, rows in enumerate(partition_of(options, dataset, num_sites)):
+            counts = label_counts(dataset.train_labels.numpy(), rows.train, dataset.num_classes)
+            held = "  ".join(f"{label}:{count}" for label, count in enumerate(counts.tolist()) if count)
+            table.add_row(str(site), str(len(rows.train)), str(len(rows.test)), held)
+        Console().print(table)
+
+
+@app.command(name="config")
+def show_config() -> None:
+    """List every option with its default and meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gfpl_flwr.algorithms import known_fields
+
+    table = Table("key", "default", "meaning", show_edge=False)
+    for key, field in known_fields().items():
+        table.add_row(key, repr(field.default), field.metadata["help"])
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the ``gfpl`` script."""
+    os.environ.setdefault("GFPL_COMMAND", " ".join(["gfpl", *sys.argv[1:]]))
+    app()
+
+
+def _assignments(words: list[str]) -> Iterator[tuple[str, bool | int | float | str]]:
+    """Read ``key=value`` words; a value is TOML, and a bare word is a string.
+
+    Several may stand in one word, separated by blanks, as in Flower's ``--run-config``.
+    """
+    import shlex
+    import tomllib
+
+    for word in words:
+        for part in shlex.split(word):
+            key, equals, text = part.partition("=")
+            if not equals or not key:
+                raise typer.BadParameter(f"{part!r} is not KEY=VALUE", param_hint="-c")
+            try:
+                value = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                value = text
+            yield key.strip(), value if isinstance(value, (bool, int, float)) else str(value)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn an expected error into one line on standard error and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho("stopped; what was computed is kept", err=True, fg="yellow")
+        raise typer.Exit(130) from None
+    except CommandError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise typer.Exit(error.code) from None
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except RuntimeError as error:
+        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: str = "table") -> None:
+    from rich.console import Console
+
+    from gfpl_flwr import report as reports
+
+    runs = [reports.read_run(path) for path in run_dirs]
+    tables = {"markdown": reports.markdown, "csv": reports.csv}
+    if output_format in tables:
+        typer.echo(tables[output_format](runs))
+    elif output_format == "table":
+        Console().print(reports.visits(runs[0]) if visits else reports.comparison(runs))
+    else:
+        raise CommandError(f"--format {output_format}: must be table, markdown or csv")
+    for path in reports.write_report(run_dirs[0], run_dirs[1:]):
+        typer.echo(f"wrote {path}", err=output_format != "table")

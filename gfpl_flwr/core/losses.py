@@ -1,0 +1,79 @@
+"""Dot regression towards the fixed class directions, and the hybrid loss of the dual classifier."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Shortest length by which a projection is divided, equation 11.
+_MIN_NORM = 1e-12
+
+
+def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared distance of each projection's cosine from 1.
+
+    Equations 11 and 12 of the GFPL paper: ``mu_b = z_b / max(|z_b|, 1e-12)`` and
+    ``L_DR = 1 / (2 B) sum_b (v_{y_b} . mu_b - 1)^2``.
+
+    A projection shorter than 1e-12 has no direction: its value follows the formula, its gradient is set to zero,
+    where equation 11 would give one of the order of 1e12.
+
+    Args:
+        projected: output of the projection layer, shape (B, P), not normalised.
+        targets: unit class direction of each row, shape (B, P): ``etf.T[labels]``.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: shapes that differ or are not (B, P) with B >= 1.
+
+    Source: Lu et al., "GFPL", equations 11 and 12; Yang et al., "Inducing neural collapse in imbalanced
+    learning" (NeurIPS 2022).
+    """
+    if projected.ndim != 2 or projected.shape != targets.shape or projected.shape[0] < 1:
+        raise ValueError(
+            "projected and targets must share one shape (B, P) with B >= 1, "
+            f"got {tuple(projected.shape)} and {tuple(targets.shape)}"
+        )
+    length = torch.linalg.vector_norm(projected.detach(), dim=1, keepdim=True)
+    directed = torch.where(length < _MIN_NORM, projected.detach(), projected)
+    direction = F.normalize(directed, dim=1, eps=_MIN_NORM)
+    return 0.5 * ((direction * targets).sum(dim=1) - 1.0).square().mean()
+
+
+def hybrid_loss(logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float) -> Tensor:
+    """Return cross-entropy of the trainable classifier plus weighted dot regression.
+
+    Equation 13 of the GFPL paper, and 14 when the inputs are pseudo-features:
+    ``L = L_CE(h(z), y) + dr_weight * L_DR(mu, y)``.
+
+    Args:
+        logits: output of the trainable classifier, shape (B, C).
+        projected: output of the projection layer, shape (B, P), not normalised.
+        labels: class of each row, shape (B,), int64.
+        etf: unit columns of the fixed classifier, shape (P, C).
+        dr_weight: weight of the dot regression, lambda, at least 0.
+
+    Returns:
+        The loss in nats, a scalar.
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative weight.
+
+    Source: Lu et al., "GFPL", equations 13 and 14.
+    """
+    batch, classes = projected.shape[0], etf.shape[-1]
+    if etf.ndim != 2 or projected.shape != (batch, etf.shape[0]):
+        raise ValueError(
+            f"projected (B, P) must fit etf (P, C), got {tuple(projected.shape)} and {tuple(etf.shape)}"
+        )
+    if logits.shape != (batch, classes) or labels.shape != (batch,):
+        raise ValueError(
+            f"logits and labels must have shapes {(batch, classes)} and {(batch,)} to match projected and etf, "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if not dr_weight >= 0:
+        raise ValueError(f"dr_weight must be at least 0, got {dr_weight}")
+    return F.cross_entropy(logits, labels) + dr_weight * dot_regression(projected, etf.T[labels])

@@ -1,0 +1,1 @@
+"""Flower's side of the package: the only folder that imports flwr."""

@@ -1,0 +1,115 @@
+"""What happened in one visit: messages out, replies in, failures with their reasons, bytes and seconds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gfpl_flwr.algorithms.base import Counts, Reply, Visit
+from gfpl_flwr.data.evaluation import mean_and_std
+from gfpl_flwr.flower.wire import Size, SiteReply
+
+
+def site_order(site: int | str) -> tuple[bool, int, str]:
+    """Sort key of sites: numbers before names."""
+    return (False, site, "") if isinstance(site, int) else (True, 0, site)
+
+
+@dataclass
+class Ledger:
+    """The books of one visit.
+
+    Attributes:
+        sent: message id to the node it went to and its size.
+        good: site to its checked reply and the reply's size.
+        failures: (site, or node that never said which it is; one line that says what went wrong).
+        up: size of everything that came, sound or not.
+        seconds: by phase.
+    """
+
+    sent: dict[str, tuple[int, Size]] = field(default_factory=dict)
+    good: dict[int | str, tuple[SiteReply, Size]] = field(default_factory=dict)
+    failures: list[tuple[int | str, str]] = field(default_factory=list)
+    up: Size = field(default_factory=Size)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> list[SiteReply]:
+        """The checked replies, sorted by site: the order in which messages arrive must not matter."""
+        return [self.good[site][0] for site in sorted(self.good, key=site_order)]
+
+    @property
+    def heard(self) -> int:
+        """Sites that answered or failed so far."""
+        return len(self.good) + len(self.failures)
+
+    def accuracy(self, head: str) -> dict[str, float]:
+        """Unweighted mean and standard deviation over sites of the latest accuracy; empty without one.
+
+        Flower's own aggregation would weight sites by their samples.
+        """
+        values = [latest_accuracy(answer.reply, head) for answer in self.answers]
+        mean, std = mean_and_std(values)
+        return {} if mean is None or std is None else {"accuracy-mean": mean, "accuracy-std": std}
+
+    def line(self, visit: Visit, fusion: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the visit's line of ``rounds.jsonl``."""
+        sizes = [size for _, size in self.sent.values()]
+        down = sum(sizes, Size())
+        sites = [_site_line(*self.good[site], sizes[0]) for site in sorted(self.good, key=site_order)]
+        sites += [{"site": site, "status": "error", "reason": reason} for site, reason in self.failures]
+        return {
+            "visit": visit.index,
+            "first_round": visit.first_round,
+            "last_round": visit.last_round,
+            "retrain": visit.download,
+            "exchange": visit.upload,
+            "messages": len(self.sent),
+            "bytes_down": down.message,
+            "bytes_up": self.up.message,
+            "array_bytes_down": down.arrays,
+            "array_bytes_up": self.up.arrays,
+            "scalars_down": down.scalars,
+            "scalars_up": self.up.scalars,
+            "seconds": {phase: round(value, 4) for phase, value in self.seconds.items()},
+            "fusion": fusion,
+            "sites": sites,
+        }
+
+
+def latest_accuracy(reply: Reply, head: str) -> float | None:
+    """Return a site's accuracy after its last evaluation; None without test samples.
+
+    Args:
+        reply: of the site.
+        head: inference head; a model without it is judged by its classifier.
+    """
+    if not reply.accuracy:
+        return None
+    last = reply.accuracy[-1]
+    return float(last.correct.get(head, last.correct["classifier"]).sum() / last.total.sum())
+
+
+def _site_line(answer: SiteReply, up: Size, down: Size) -> dict[str, Any]:
+    reply = answer.reply
+    return {
+        "site": answer.site,
+        "status": "ok",
+        "bytes_up": up.message,
+        "bytes_down": down.message,
+        "array_bytes_up": up.arrays,
+        "seconds": {phase: round(value, 4) for phase, value in reply.seconds.items()},
+        "samples": reply.samples,
+        "labels": {"classes": list(answer.label_counts), "counts": list(answer.label_counts.values())},
+        "diagnostics": dict(reply.diagnostics),
+        "accuracy": [_counts_line(counts) for counts in reply.accuracy],
+    }
+
+
+def _counts_line(counts: Counts) -> dict[str, Any]:
+    classes = counts.total.nonzero().flatten()
+    return {
+        "round": counts.round,
+        "phase": counts.phase,
+        "classes": classes.tolist(),
+        "total": counts.total[classes].tolist(),
+        "correct": {head: correct[classes].tolist() for head, correct in counts.correct.items()},
+    }

@@ -1,0 +1,149 @@
+"""The folder of a run: everything a report needs, written as it happens, so that an end at any time loses nothing."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gfpl_flwr import __version__
+from gfpl_flwr.config import ConfigError, RunConfig
+from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_json, write_tensors
+
+CONFIG, ROUNDS, SUMMARY, SITES = "config.json", "rounds.jsonl", "summary.json", "sites"
+
+# Keys that may differ between a run and its continuation: they do not touch its result.
+FREE_KEYS = {
+    "resume",
+    "output-dir",
+    "data-dir",
+    "state-dir",
+    "visit-deadline",
+    "node-deadline",
+    "quorum",
+    "device",
+}
+
+
+class RunFolder:
+    """One run's folder ``<output-dir>/<name>``.
+
+    Args:
+        path: of the folder.
+        key: names the run towards the sites; the same again when it is resumed.
+        state_name: the server's state is kept in ``<state_name>.safetensors``.
+    """
+
+    def __init__(self, path: Path, key: str, state_name: str) -> None:
+        self.path = path
+        self.key = key
+        self._state = path / f"{state_name}.safetensors"
+        self._started = time.monotonic()
+
+    @classmethod
+    def open(
+        cls, config: RunConfig, flat: Mapping[str, Any], *, engine: str, command: str, state_name: str
+    ) -> "RunFolder":
+        """Make the folder of a new run, or open that of a run to be resumed.
+
+        Args:
+            config: the run's options.
+            flat: the whole configuration as keys and values, kept in ``config.json``.
+            engine: ``"flower"`` or ``"inprocess"``.
+            command: how the user started the run.
+            state_name: base name of the file of the server's state.
+
+        Raises:
+            ConfigError: the name is taken; or there is nothing to resume, or it had another configuration.
+        """
+        started = datetime.now(UTC)
+        dataset = config.dataset.rstrip("/").rpartition("/")[2]
+        name = config.name or f"{config.algorithm}-{dataset}-{started:%Y%m%d-%H%M%S}".replace(":", "-")
+        path = Path(config.output_dir).expanduser().resolve() / name
+        if config.resume:
+            return cls._resume(path, flat, state_name)
+        if (path / ROUNDS).exists():
+            raise ConfigError(
+                f"name = {name!r}: {path} already holds a run; choose another name or set resume = true"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        key = f"{name}-{started:%Y%m%d%H%M%S%f}"
+        versions = {"python": platform.python_version()}
+        versions |= {package: version(package) for package in ("torch", "flwr", "numpy")}
+        facts = {
+            "name": name,
+            "key": key,
+            "app_version": __version__,
+            "versions": versions,
+            "engine": engine,
+            "command": command,
+            "started": started.isoformat(timespec="seconds"),
+            "config": dict(flat),
+        }
+        write_json(path / CONFIG, facts)
+        (path / ROUNDS).touch()
+        return cls(path, key, state_name)
+
+    @classmethod
+    def _resume(cls, path: Path, flat: Mapping[str, Any], state_name: str) -> "RunFolder":
+        try:
+            facts = json.loads((path / CONFIG).read_text())
+        except (OSError, ValueError):
+            raise ConfigError(f"resume = true: {path} holds no run to resume") from None
+        was = facts["config"]
+        changed = sorted(
+            key for key in was.keys() | flat.keys() if was.get(key) != flat.get(key) and key not in FREE_KEYS
+        )
+        if changed:
+            listed = ", ".join(f"{key} = {flat.get(key)!r} (was {was.get(key)!r})" for key in changed)
+            raise ConfigError(f"resume = true: the run in {path} had another configuration: {listed}")
+        (path / SUMMARY).unlink(missing_ok=True)
+        return cls(path, facts["key"], state_name)
+
+    def load_state(self) -> tuple[int, dict[str, Tensor]]:
+        """Return the last checkpoint: index of its visit and the server's state; 0 and nothing before the first.
+
+        Lines of ``rounds.jsonl`` after it are dropped: those visits are done again.
+
+        Raises:
+            DamagedFileError: the checkpoint is damaged; names the file.
+        """
+        try:
+            state, facts = read_tensors(self._state)
+        except FileNotFoundError:
+            state, facts = {}, {"visit": 0}
+        visit = int(facts["visit"])
+        kept = []
+        for line in (self.path / ROUNDS).read_text().splitlines():
+            try:
+                if json.loads(line)["visit"] <= visit:
+                    kept.append(line + "\n")
+            except ValueError:
+                break  # the last line, torn when the server was killed
+        if len(kept) < visit:
+            raise DamagedFileError(f"{self.path / ROUNDS} has {len(kept)} visits, its checkpoint has {visit}")
+        (self.path / ROUNDS).write_text("".join(kept))
+        return visit, state
+
+    def record(self, visit: int, line: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Append a visit to ``rounds.jsonl``, then checkpoint the server's state after it."""
+        with (self.path / ROUNDS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+        write_tensors(self._state, state, {"visit": visit})
+
+    def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
+        """Write ``summary.json``: how the run ended and why.
+
+        Args:
+            status: ``"completed"``, ``"failed"`` or ``"interrupted"``.
+            reason: one line, where there is one.
+            facts: what else belongs into the summary.
+        """
+        seconds = round(time.monotonic() - self._started, 3)
+        write_json(self.path / SUMMARY, {"status": status, "reason": reason, "seconds": seconds, **facts})

@@ -1,0 +1,91 @@
+"""The ServerApp: configuration in, run folder out."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from gfpl_flwr.algorithms import GFPL, defaults, parse_run
+from gfpl_flwr.flower.client import architecture_of
+from gfpl_flwr.flower.run_folder import RunFolder
+from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
+from gfpl_flwr.models import FEATURE_DIMS
+from gfpl_flwr.presets import preset_for
+
+logger = logging.getLogger("flwr.gfpl")
+COMMAND = "GFPL_COMMAND"
+"""Environment variable with the command that the user typed, for the run's record."""
+
+
+def build_server_app() -> ServerApp:
+    """Return the ServerApp that runs the configured algorithm."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        """Run all visits; the run's folder is the result."""
+        run(grid, context.run_config, engine="flower")
+
+    return app
+
+
+def run(
+    grid: Grid,
+    flat: Mapping[str, Any],
+    *,
+    engine: str,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> RunFolder:
+    """Run the configured algorithm on a grid, from the first visit or from a checkpoint.
+
+    Args:
+        grid: Flower's, or the in-process one.
+        flat: the run's flat configuration.
+        engine: ``"flower"`` or ``"inprocess"``, for the record.
+        on_progress: called with a dict after every reply and visit.
+
+    Returns:
+        The run's folder, with its report.
+
+    Raises:
+        ConfigError: before anything is sent.
+        QuorumError, ConnectionError: too few sites; the folder says so and can be resumed.
+    """
+    config, algorithm = parse_run(flat)
+    num_classes = (
+        len(config.class_names.split(",")) if config.class_names else preset_for(config.dataset).num_classes
+    )
+    algorithm = algorithm.resolve(config, num_classes)
+    command = os.environ.get(COMMAND) or " ".join(sys.argv)
+    whole = defaults() | dict(flat)
+    folder = RunFolder.open(config, whole, engine=engine, command=command, state_name=algorithm.state_name)
+    logger.info("run folder: %s", folder.path)
+    face = GFPLStrategy if isinstance(algorithm, GFPL) else VisitStrategy
+    strategy = face(
+        algorithm,
+        config,
+        folder,
+        feature_dim=FEATURE_DIMS[architecture_of(config)],
+        num_classes=num_classes,
+        on_progress=on_progress or _log_progress,
+    )
+    try:
+        strategy.start(grid)
+    except KeyboardInterrupt:
+        folder.finish("interrupted", "stopped by the user", sites=strategy.expected)
+        raise
+    except Exception as error:
+        folder.finish("failed", f"{type(error).__name__}: {error}", sites=strategy.expected)
+        raise
+    folder.finish("completed", sites=strategy.expected)
+    return folder
+
+
+def _log_progress(event: dict[str, Any]) -> None:
+    accuracy = f", accuracy {event['accuracy-mean']:.3f}" if "accuracy-mean" in event else ""
+    if event["event"] == "visit":
+        logger.info("visit %d/%d done%s", event["visit"], event["of"], accuracy)

@@ -1,0 +1,300 @@
+"""One Flower Strategy that carries every algorithm, and GFPL's named face of it."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from gfpl_flwr.algorithms import GFPL
+from gfpl_flwr.algorithms.base import Algorithm, Visit
+from gfpl_flwr.config import RunConfig
+from gfpl_flwr.flower.ledger import Ledger
+from gfpl_flwr.flower.run_folder import RunFolder
+from gfpl_flwr.flower.wire import (
+    Order,
+    Size,
+    SiteReply,
+    decode_reply,
+    decode_tensors,
+    encode_order,
+    encode_tensors,
+    size_of,
+)
+
+logger = logging.getLogger("flwr.gfpl")
+
+
+class QuorumError(RuntimeError):
+    """Too few sites answered; what was computed before is kept and can be resumed."""
+
+
+class VisitStrategy(Strategy):
+    """Runs an algorithm's visits: one train message to every site, one reply, one aggregation, for each visit.
+
+    Replies are matched to messages by id, checked one by one and sorted by site before anything is summed. A bad,
+    late, duplicate or missing reply costs that site's contribution and is recorded with its reason; the run goes
+    on while a quorum answers. After every aggregation the visit is written to the run's folder and the server's
+    state checkpointed.
+
+    There is no evaluate phase: a reply carries the counts of every evaluation the site made, which halves the
+    messages.
+
+    Args:
+        algorithm: both halves of the method, resolved.
+        config: the run's options.
+        folder: of the run.
+        feature_dim: D.
+        num_classes: C; None where only the sites know.
+        on_progress: called with a dict after every reply and every visit.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        feature_dim: int,
+        num_classes: int | None,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.algorithm = algorithm
+        self.config = config
+        self.folder = folder
+        self.feature_dim = feature_dim
+        self.num_classes = num_classes
+        self.on_progress = on_progress or (lambda event: None)
+        self.visits: Sequence[Visit] = algorithm.visits(config)
+        self.state: dict[str, Tensor] = algorithm.initial()
+        self.sites: dict[int, int | str] = {}  # node id to the site it answered for
+        self.expected = config.num_sites
+        self._ledger = Ledger()
+        self._current = 0
+
+    def summary(self) -> None:
+        """Log the algorithm, the schedule and the first round after which anything is sent."""
+        sends = [visit.last_round for visit in self.visits if visit.upload]
+        logger.info("%s over %d visits: %r", self.algorithm.name, len(self.visits), self.algorithm)
+        logger.info(
+            "tensors travel after rounds %s",
+            ", ".join(map(str, sends)) if sends else "none: nothing is exchanged",
+        )
+
+    # ---- Flower's hooks -------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address visit ``server_round`` to every connected node, with the server's state where the visit says so."""
+        visit = self.visits[server_round - 1]
+        self._current = visit.index
+        order = Order(self.folder.key, visit, decode_tensors(arrays) if visit.download else {})
+        content = encode_order(order)
+        ttl = self.config.visit_deadline
+        return [
+            Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
+            for node in self._wait_for_nodes(grid)
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the sound replies of a visit; write its record and the checkpoint.
+
+        Raises:
+            QuorumError: fewer sites than the quorum answered.
+        """
+        start = time.perf_counter()
+        visit, ledger = self.visits[server_round - 1], self._ledger
+        for message in replies:
+            self._receive(message)
+        self._note_missing()
+        answers = ledger.answers
+        if len(answers) < max(1, self.config.quorum * self.expected):
+            reasons = "; ".join(f"site {site}: {reason}" for site, reason in ledger.failures[:3])
+            raise QuorumError(
+                f"visit {visit.index}: {len(answers)} of {self.expected} sites answered, "
+                f"quorum = {self.config.quorum:g}; {reasons or 'no reply came'}"
+            )
+        fusion = None
+        if visit.upload:
+            contributions = [answer.reply for answer in answers]
+            self.state = self.algorithm.aggregate(self.state, contributions)
+            fusion = self.algorithm.describe(self.state, contributions)
+        ledger.seconds["aggregate"] = time.perf_counter() - start
+        ledger.seconds["total"] = sum(ledger.seconds.values())
+        self.folder.record(visit.index, ledger.line(visit, fusion), self.state)
+        self._tell("visit", visit.index)
+        metrics = ledger.accuracy(self.config.head)
+        return encode_tensors(self.state), MetricRecord(dict(metrics)) if metrics else None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: train replies carry the evaluations."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: train replies carry the evaluations."""
+        return None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all visits that are not done yet, each with its deadline.
+
+        Flower's own loop counts from round 1 and waits for the last reply before it looks at the first; this one
+        starts after the checkpoint and checks replies as they come. Number of rounds, deadlines and state come
+        from the configuration, so only ``grid`` is looked at.
+
+        Raises:
+            QuorumError: see :meth:`aggregate_train`.
+            ConnectionError: too few nodes before the deadline.
+        """
+        self.summary()
+        done, state = self.folder.load_state()
+        if done:
+            self.state = state
+            logger.info("resumed after visit %d of %d", done, len(self.visits))
+        result = Result()
+        arrays = encode_tensors(self.state)
+        for index in range(done + 1, len(self.visits) + 1):
+            self._ledger = Ledger()
+            began = time.perf_counter()
+            messages = list(self.configure_train(index, arrays, ConfigRecord(), grid))
+            sent = time.perf_counter()
+            self._exchange(grid, messages, index)
+            self._ledger.seconds = {"wait_for_nodes": sent - began, "sites": time.perf_counter() - sent}
+            new_arrays, metrics = self.aggregate_train(index, [])
+            arrays = arrays if new_arrays is None else new_arrays
+            if metrics is not None:
+                result.train_metrics_clientapp[index] = metrics
+        result.arrays = arrays
+        return result
+
+    # ---- one visit ------------------------------------------------------------------------------------------
+
+    def _wait_for_nodes(self, grid: Grid) -> list[int]:
+        """Wait for every site before the first visit, later only for a quorum: a dead node delays nothing."""
+        deadline = time.monotonic() + self.config.node_deadline
+        share = self.config.quorum if self.sites else 1.0
+        wanted = max(1, math.ceil(share * self.expected))
+        while True:
+            nodes = sorted(grid.get_node_ids())
+            if len(nodes) >= wanted or (nodes and time.monotonic() >= deadline):
+                break
+            if time.monotonic() >= deadline:
+                raise ConnectionError(
+                    f"no node connected within node-deadline = {self.config.node_deadline:g} s, {wanted} expected"
+                )
+            time.sleep(0.2)
+        if not self.expected:
+            self.expected = len(nodes)
+        if len(nodes) < self.config.quorum * self.expected:
+            raise QuorumError(
+                f"{len(nodes)} of {self.expected} nodes connected within node-deadline = "
+                f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
+                "in simulation num-supernodes must be num-sites"
+            )
+        return nodes
+
+    def _exchange(self, grid: Grid, messages: list[Message], index: int) -> None:
+        size = size_of(messages[0])  # all carry the same content
+        nodes = [message.metadata.dst_node_id for message in messages]
+        self._ledger.sent = {
+            message_id: (node, size)
+            for node, message_id in zip(nodes, grid.push_messages(messages), strict=True)
+        }
+        waiting = set(self._ledger.sent)
+        deadline = time.monotonic() + self.config.visit_deadline
+        while waiting and time.monotonic() < deadline:
+            came = list(grid.pull_messages(waiting))
+            for message in came:
+                waiting.discard(message.metadata.reply_to_message_id)
+                self._receive(message)
+                self._tell("reply", index)
+            if waiting and not came:
+                time.sleep(0.1)
+
+    def _receive(self, message: Message) -> None:
+        """Check one reply; a bad one is recorded and left out."""
+        ledger = self._ledger
+        # Errors of Flower's own come from its server, not from the node: the message they answer says which it is.
+        node, _ = ledger.sent.get(
+            message.metadata.reply_to_message_id, (message.metadata.src_node_id, Size())
+        )
+        name = self.sites.get(node, f"node {node}")
+        if message.has_error():
+            ledger.failures.append((name, f"{message.error.reason} (code {message.error.code})"))
+            return
+        size = size_of(message)
+        ledger.up += size
+        try:
+            answer = decode_reply(message.content)
+            name = answer.site
+            self._check(answer)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+            ledger.failures.append((name, f"{type(error).__name__}: {error}"))
+            return
+        self.sites[node] = answer.site
+        ledger.good[answer.site] = (answer, size)
+
+    def _check(self, answer: SiteReply) -> None:
+        current = self.visits[self._current - 1]
+        if (answer.run, answer.visit) != (self.folder.key, current.index):
+            raise ValueError(
+                f"answers visit {answer.visit} of run {answer.run!r}, expected visit {current.index}"
+            )
+        if answer.site in self._ledger.good:
+            raise ValueError("a second reply of the same site: two nodes have the same partition-id or site")
+        tensors = answer.reply.tensors
+        if current.upload:
+            self.algorithm.check_reply(tensors, feature_dim=self.feature_dim, num_classes=self.num_classes)
+        elif tensors:
+            raise ValueError(f"tensors came that nobody asked for: {', '.join(tensors)}")
+
+    def _note_missing(self) -> None:
+        ledger = self._ledger
+        heard = ledger.good.keys() | {name for name, _ in ledger.failures}
+        late = f"no reply within visit-deadline = {self.config.visit_deadline:g} s"
+        for node, _ in ledger.sent.values():
+            name = self.sites.get(node, f"node {node}")
+            if name not in heard:
+                ledger.failures.append((name, late))
+        for name, reason in ledger.failures:
+            logger.warning("site %s left out of this visit: %s", name, reason)
+
+    def _tell(self, event: str, index: int) -> None:
+        facts = {"event": event, "visit": index, "of": len(self.visits), "sites": self._ledger.heard}
+        self.on_progress({**facts, "expected": self.expected, **self._ledger.accuracy(self.config.head)})
+
+
+class GFPLStrategy(VisitStrategy):
+    """GFPL's protocol on Flower.
+
+    1. Every site builds the same initial model from the seed in the run's configuration. It trains rounds 1 to T0
+       by itself. Nothing but the order to do so has travelled.
+    2. It fits a Gaussian mixture to the features of each of its classes and replies with four arrays, ``labels``
+       (N,) int64, ``counts`` (N,), ``means`` (N, D) and ``variances`` (N, D) float32, one row a component.
+    3. The server joins the rows of all sites, merges components of one class that are close in Bhattacharyya
+       distance (Algorithm 1), and hands the fused rows down with the order for the next P rounds.
+    4. A site samples balanced pseudo-features from them, retrains its heads, trains P rounds, and goes on at 2.
+       After the last exchange one more visit hands down the last fused prototypes.
+
+    Source: arXiv 2602.21873, Algorithms 1 and 2.
+    """
+
+    algorithm: GFPL

@@ -1,0 +1,291 @@
+"""What travels: named tensors as raw bytes, a visit's order, a reply's bookkeeping, and their size.
+
+Flower packs an array as a ``.npy`` file, 128 bytes of header each; for a site with seven components of 50
+dimensions that is a fifth of the message. Here an array is its bare little-endian bytes, and dtype, shape and
+byte count are compared before anything is allocated, so a header cannot claim more than what came.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from gfpl_flwr.algorithms.base import Counts, Reply, Visit
+
+T = TypeVar("T", int, bool, str)
+
+RAW = "gfpl.raw"
+"""Flower's name for how an array is serialised."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "bool": torch.bool,
+}
+PHASES = ("train", "retrain")
+ARRAYS, VISIT, SITE, MEASURES = "arrays", "visit", "site", "measures"
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Pack named tensors, bit for bit.
+
+    Raises:
+        ValueError: a dtype that does not travel.
+    """
+    packed = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ValueError(f"tensor {name!r} has dtype {dtype}; allowed: {', '.join(DTYPES)}")
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        packed[name] = Array(dtype=dtype, shape=tuple(tensor.shape), stype=RAW, data=little.tobytes())
+    return ArrayRecord(packed)
+
+
+def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Unpack named tensors.
+
+    Raises:
+        ValueError: an array of another serialisation or dtype, or whose bytes do not fit its shape.
+    """
+    tensors = {}
+    for name, array in record.items():
+        if array.stype != RAW or array.dtype not in DTYPES:
+            raise ValueError(
+                f"array {name!r} is {array.stype!r} of {array.dtype!r}; expected {RAW!r} of {', '.join(DTYPES)}"
+            )
+        shape = tuple(array.shape)
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"array {name!r} has shape {shape}; sides must be integers >= 0")
+        expected = math.prod(shape) * np.dtype(array.dtype).itemsize
+        if len(array.data) != expected:
+            raise ValueError(
+                f"array {name!r} claims {array.dtype} {shape}, {expected} bytes, but holds {len(array.data)} bytes"
+            )
+        values = np.frombuffer(array.data, np.dtype(array.dtype).newbyteorder("<")).reshape(shape)
+        tensors[name] = torch.from_numpy(values.astype(array.dtype, copy=True))
+    return tensors
+
+
+@dataclass(frozen=True)
+class Order:
+    """A visit as the server asks for it: of which run, and with what state.
+
+    Attributes:
+        run: key of the run, the same again when a run is resumed.
+        visit: which rounds, and what travels.
+        tensors: what the server hands down.
+    """
+
+    run: str
+    visit: Visit
+    tensors: Mapping[str, Tensor]
+
+
+def encode_order(order: Order) -> RecordDict:
+    """Pack a visit's order as the content of a message."""
+    visit = order.visit
+    fields = {
+        "run": order.run,
+        "visit": visit.index,
+        "first-round": visit.first_round,
+        "last-round": visit.last_round,
+        "download": visit.download,
+        "upload": visit.upload,
+    }
+    return RecordDict({VISIT: ConfigRecord(fields), ARRAYS: encode_tensors(order.tensors)})
+
+
+def decode_order(content: RecordDict) -> Order:
+    """Unpack a visit's order.
+
+    Raises:
+        ValueError: a record or field is missing or of the wrong type.
+    """
+    fields = _config(content, VISIT)
+    visit = Visit(
+        _typed(fields, "visit", int),
+        _typed(fields, "first-round", int),
+        _typed(fields, "last-round", int),
+        _typed(fields, "download", bool),
+        _typed(fields, "upload", bool),
+    )
+    return Order(_typed(fields, "run", str), visit, decode_tensors(_arrays(content)))
+
+
+@dataclass(frozen=True)
+class SiteReply:
+    """A reply with the name of the site it comes from.
+
+    Attributes:
+        site: number of the site, or its name on a real device.
+        run, visit: what it answers.
+        reply: what the site's half of the algorithm returned.
+        label_counts: training samples by class, empty where the site does not tell.
+    """
+
+    site: int | str
+    run: str
+    visit: int
+    reply: Reply
+    label_counts: Mapping[int, int]
+
+
+def encode_reply(answer: SiteReply) -> RecordDict:
+    """Pack a site's reply as the content of a message; only classes with test samples are listed."""
+    reply = answer.reply
+    measures: dict[str, int | float | list[int] | list[float]] = {"samples": reply.samples}
+    if answer.label_counts:
+        measures["label-classes"] = list(answer.label_counts)
+        measures["label-counts"] = list(answer.label_counts.values())
+    classes = (
+        reply.accuracy[0].total.nonzero().flatten() if reply.accuracy else torch.empty(0, dtype=torch.int64)
+    )
+    if len(classes):
+        measures["rounds"] = [counts.round for counts in reply.accuracy]
+        measures["phases"] = [PHASES.index(counts.phase) for counts in reply.accuracy]
+        measures["test-classes"] = classes.tolist()
+        measures["test-counts"] = reply.accuracy[0].total[classes].tolist()
+        for head in reply.accuracy[0].correct:
+            rows = [counts.correct[head][classes] for counts in reply.accuracy]
+            measures[f"correct.{head}"] = torch.cat(rows).tolist()
+    measures |= {f"seconds.{phase}": float(value) for phase, value in reply.seconds.items()}
+    measures |= {f"diagnostics.{name}": float(value) for name, value in reply.diagnostics.items()}
+    site = ConfigRecord({"site": answer.site, "run": answer.run, "visit": answer.visit})
+    return RecordDict({SITE: site, MEASURES: MetricRecord(measures), ARRAYS: encode_tensors(reply.tensors)})
+
+
+def decode_reply(content: RecordDict) -> SiteReply:
+    """Unpack and check a site's reply; whatever a site sends, this returns a sound value or raises.
+
+    Raises:
+        ValueError: says which record or field is missing, of the wrong type or impossible.
+    """
+    fields = _config(content, SITE)
+    site = fields.get("site")
+    if not isinstance(site, (int, str)) or isinstance(site, bool):
+        raise ValueError(f"site must be an integer or a string, it is {site!r}")
+    if content.metric_records.keys() != {MEASURES}:
+        raise ValueError(f"expected one metric record {MEASURES!r}, got {sorted(content.metric_records)}")
+    measures = content.metric_records[MEASURES]
+    samples = measures.get("samples")
+    if not isinstance(samples, int) or samples < 0:
+        raise ValueError(f"samples must be an integer >= 0, it is {samples!r}")
+    labels = dict(zip(_naturals(measures, "label-classes"), _naturals(measures, "label-counts"), strict=True))
+    grouped: dict[str, dict[str, float]] = {"seconds": {}, "diagnostics": {}}
+    for key, value in measures.items():
+        group, _, name = key.partition(".")
+        if group in grouped and isinstance(value, (int, float)):
+            grouped[group][name] = float(value)
+    reply = Reply(
+        decode_tensors(_arrays(content)),
+        samples,
+        _accuracy(measures),
+        diagnostics=grouped["diagnostics"],
+        seconds=grouped["seconds"],
+    )
+    return SiteReply(site, _typed(fields, "run", str), _typed(fields, "visit", int), reply, labels)
+
+
+def _accuracy(measures: MetricRecord) -> list[Counts]:
+    rounds, phases = _naturals(measures, "rounds"), _naturals(measures, "phases")
+    classes, totals = _naturals(measures, "test-classes"), _naturals(measures, "test-counts")
+    if not rounds:
+        return []
+    if len(phases) != len(rounds) or len(totals) != len(classes) or not classes or max(phases) >= len(PHASES):
+        raise ValueError("rounds, phases, test-classes and test-counts do not fit each other")
+    if max(classes) > 1_000_000:
+        raise ValueError(f"test-classes has class {max(classes)}, over a million")
+    index, width = torch.tensor(classes), max(classes) + 1
+    total = torch.zeros(width, dtype=torch.int64).index_put((index,), torch.tensor(totals))
+    correct: list[dict[str, Tensor]] = [{} for _ in rounds]
+    for key in measures:
+        group, _, head = key.partition(".")
+        if group != "correct":
+            continue
+        rows = _naturals(measures, key)
+        if len(rows) != len(rounds) * len(classes):
+            raise ValueError(f"{key} has {len(rows)} values, expected {len(rounds)} x {len(classes)}")
+        table = torch.tensor(rows).reshape(len(rounds), len(classes))
+        if bool((table > torch.tensor(totals)).any()):
+            raise ValueError(f"{key} counts more correct samples than there are")
+        for row, heads in zip(table, correct, strict=True):
+            heads[head] = torch.zeros(width, dtype=torch.int64).index_put((index,), row)
+    return [
+        Counts(round, PHASES[phase], total, heads)
+        for round, phase, heads in zip(rounds, phases, correct, strict=True)
+    ]
+
+
+def _naturals(measures: MetricRecord, key: str) -> list[int]:
+    values = measures.get(key, [])
+    if not isinstance(values, list) or not all(
+        isinstance(value, int) and 0 <= value < 2**63 for value in values
+    ):
+        raise ValueError(f"{key} must be a list of integers >= 0")
+    return [int(value) for value in values]
+
+
+def _config(content: RecordDict, name: str) -> ConfigRecord:
+    if content.config_records.keys() != {name}:
+        raise ValueError(f"expected one config record {name!r}, got {sorted(content.config_records)}")
+    return content.config_records[name]
+
+
+def _arrays(content: RecordDict) -> ArrayRecord:
+    if content.array_records.keys() != {ARRAYS}:
+        raise ValueError(f"expected one array record {ARRAYS!r}, got {sorted(content.array_records)}")
+    return content.array_records[ARRAYS]
+
+
+def _typed(fields: ConfigRecord, key: str, wanted: type[T]) -> T:
+    value = fields.get(key)
+    if type(value) is not wanted:
+        raise ValueError(f"{key} must be of type {wanted.__name__}, it is {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a message.
+
+    Attributes:
+        message: every object that Flower transmits for the content: arrays, bookkeeping and their framing.
+        arrays: the tensors alone, their names included (Flower's ``ArrayRecord.count_bytes``).
+        scalars: numbers in the tensors.
+    """
+
+    message: int = 0
+    arrays: int = 0
+    scalars: int = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(self.message + other.message, self.arrays + other.arrays, self.scalars + other.scalars)
+
+
+def size_of(message: Message) -> Size:
+    """Measure a message as Flower serialises it: the sum over the objects it is cut into."""
+    if not message.has_content():
+        return Size()
+    records = message.content.array_records.values()
+    return Size(
+        _object_bytes(message.content),
+        sum(record.count_bytes() for record in records),
+        sum(math.prod(array.shape) for record in records for array in record.values()),
+    )
+
+
+def _object_bytes(piece: object) -> int:
+    children = getattr(piece, "children", None) or {}
+    return len(piece.deflate()) + sum(_object_bytes(child) for child in children.values())  # type: ignore[attr-defined]

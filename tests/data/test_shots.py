@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfpl_flwr.data.shots import default_test_shots, n_way_k_shot, shot_range
+
+
+@pytest.mark.parametrize(
+    ("dataset", "spread", "expected"),
+    [
+        # numpy's randint(100-2+1, 100+2-1) excludes its upper bound: 99, 100
+        ("mnist", 2, (99, 100)),
+        ("mnist", 3, (98, 101)),
+        # randint(100, 100) fails in the released code; one value is what is left of the range
+        ("mnist", 1, (100, 100)),
+        ("mnist", 0, (100, 100)),
+        # randint(100-2+1, 100+2+1): 99..102
+        ("femnist", 2, (99, 102)),
+        ("cifar10", 2, (99, 102)),
+        ("cifar10", 1, (100, 101)),
+        ("digits", 0, (100, 100)),
+        ("cifar100", 2, (100, 100)),
+        ("folder:/some/where", 2, (99, 102)),
+    ],
+)
+def test_ranges_of_the_released_code(dataset, spread, expected):
+    assert shot_range(dataset, 100, spread) == expected
+
+
+@pytest.mark.parametrize(("shots", "spread"), [(0, 0), (5, -1), (3, 4)])
+def test_impossible_shots(shots, spread):
+    with pytest.raises(ValueError, match=f"shots must be .*{shots}.*{spread}"):
+        shot_range("mnist", shots, spread)
+
+
+def test_default_test_shots():
+    assert [default_test_shots(name) for name in ("mnist", "cifar10", "digits")] == [40, 15, 5]
+
+
+def labels_of(num_classes, per_class, seed=0):
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(num_classes), per_class))
+
+
+def draw(num_sites=20, *, train=None, test=None, seed=0, **changes):
+    options = {"num_classes": 10, "ways": 3, "ways_spread": 2, "shots": (9, 12), "test_shots": 4} | changes
+    classes = options["num_classes"]
+    train = labels_of(classes, 12 * num_sites, 1) if train is None else train
+    test = labels_of(classes, 4 * num_sites, 2) if test is None else test
+    sites = n_way_k_shot(train, test, num_sites, generator=np.random.default_rng(seed), **options)
+    return sites, train, test
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_sites=st.integers(1, 30),
+    num_classes=st.integers(3, 20),
+    ways=st.integers(2, 8),
+    spread=st.integers(0, 3),
+    seed=st.integers(0, 10**9),
+)
+def test_every_site_gets_what_the_protocol_says_and_no_two_share(num_sites, num_classes, ways, spread, seed):
+    fewest, most = max(2, ways - spread), min(num_classes - 1, ways + spread)
+    if fewest > most:
+        return
+    sites, train, test = draw(num_sites, num_classes=num_classes, ways=ways, ways_spread=spread, seed=seed)
+    assert len(sites) == num_sites
+    for site in sites:
+        held, counts = np.unique(train[site.train], return_counts=True)
+        assert fewest <= len(held) <= most
+        assert len(set(counts)) == 1  # one k_i for all classes of a site
+        assert 9 <= counts[0] <= 12
+        tested, test_counts = np.unique(test[site.test], return_counts=True)
+        assert tested.tolist() == held.tolist()
+        assert set(test_counts) == {4}
+        assert (np.diff(site.train) > 0).all()
+    for split in ("train", "test"):
+        rows = np.concatenate([getattr(site, split) for site in sites])
+        assert len(np.unique(rows)) == len(rows)
+
+
+def test_both_ends_of_the_ranges_are_drawn():
+    # (3, 2) on 10 classes: 2..5 ways, (9, 12): 9..12 shots
+    sites, train, _ = draw(200)
+    ways = {len(np.unique(train[site.train])) for site in sites}
+    shots = {len(site.train) // len(np.unique(train[site.train])) for site in sites}
+    assert ways == {2, 3, 4, 5}
+    assert shots == {9, 10, 11, 12}
+
+
+def test_no_site_holds_all_classes():
+    # ways 5 +- 2 on 4 classes: at most C-1 = 3
+    sites, train, _ = draw(40, num_classes=4, ways=5)
+    assert {len(np.unique(train[site.train])) for site in sites} == {3}
+
+
+def test_sites_take_consecutive_slices_in_published_order():
+    sites, train, _ = draw(20, shots=(10, 10))
+    for label in range(10):
+        rows = np.flatnonzero(train == label)
+        taken = [site.train[train[site.train] == label] for site in sites]
+        taken = np.concatenate([own for own in taken if len(own)])
+        assert np.array_equal(taken, rows[: len(taken)])
+
+
+def test_exactly_enough_samples_suffice_and_one_fewer_is_an_error():
+    sites, train, test = draw(8, shots=(10, 10), test_shots=2)
+    needed = [sum((train[site.train] == c).sum() for site in sites) for c in range(10)]
+    scarce = np.repeat(np.arange(10), needed)
+    draw(8, train=scarce, test=test, shots=(10, 10), test_shots=2)
+    label = int(np.argmax(needed))
+    short = np.delete(scarce, np.flatnonzero(scarce == label)[0])
+    holders = needed[label] // 10
+    message = (
+        f"class {label} has {needed[label] - 1} training samples, but the {holders} sites that hold it "
+        rf"need {needed[label]} \(1 of 10 classes fall short\); lower shots to about 9, .*sites \(8\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        draw(8, train=short, test=test, shots=(10, 10), test_shots=2)
+
+
+def test_too_few_test_samples_name_test_shots():
+    with pytest.raises(ValueError, match=r"test samples.*lower test_shots to about \d+, or ways"):
+        draw(20, test=labels_of(10, 8))
+
+
+def test_more_holders_than_samples_blame_the_sites():
+    with pytest.raises(ValueError, match="lower ways or the number of sites"):
+        draw(20, train=labels_of(10, 2))
+
+
+def test_no_test_split_when_none_is_asked_for():
+    sites, _, _ = draw(5, test=np.empty(0, np.int64), test_shots=0)
+    assert [len(site.test) for site in sites] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 2}, "between 2 and C-1 = 1 classes; ways 3 with ways_spread 2"),
+        ({"ways": 14}, "between 2 and C-1 = 9 classes; ways 14 with ways_spread 2"),
+        ({"ways": 1, "ways_spread": 0}, "ways 1 with ways_spread 0 leaves no number"),
+        ({"ways": 0}, "ways must be >= 1.*got 0"),
+        ({"shots": (5, 4)}, "got 5 to 4"),
+        ({"shots": (0, 4)}, "got 0 to 4"),
+        ({"test_shots": -1}, "test_shots >= 0.*-1"),
+    ],
+)
+def test_impossible_options(changes, message):
+    with pytest.raises(ValueError, match=message):
+        draw(4, **changes)

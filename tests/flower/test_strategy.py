@@ -1,0 +1,224 @@
+"""A site's failure never ends a run, and nothing already computed is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Array, Error, Message
+from safetensors.torch import load_file
+
+from gfpl_flwr.config import ConfigError
+from gfpl_flwr.flower.client import build_client_app
+from gfpl_flwr.flower.inprocess import InProcessGrid
+from gfpl_flwr.flower.server import run as serve
+from gfpl_flwr.flower.strategy import QuorumError
+
+
+
+class Faulty(InProcessGrid):
+    """A grid whose replies pass through ``spoil(visit, site, reply)``; None loses the reply."""
+
+    def __init__(self, flat, spoil, *, reverse: bool = False) -> None:
+        sites = range(int(flat["num-sites"]))
+        nodes = [{"partition-id": site, "num-partitions": len(sites)} for site in sites]
+        super().__init__(build_client_app(), nodes[::-1] if reverse else nodes, flat)
+        self.spoil = spoil
+
+    def pull_messages(self, message_ids):
+        replies = []
+        for reply in super().pull_messages(message_ids):
+            visit = int(reply.metadata.group_id)
+            site = reply.content["site"]["site"] if reply.has_content() else None
+            spoiled = self.spoil(visit, site, reply)
+            if spoiled is not None:
+                replies.append(spoiled)
+        return replies
+
+
+@pytest.fixture()
+def flat(small) -> dict:
+    return small | {"visit-deadline": 0.2}
+
+
+def lines(flat: dict) -> list[dict]:
+    path = Path(flat["output-dir"]) / flat["name"] / "rounds.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prototypes(flat: dict) -> dict[str, torch.Tensor]:
+    return load_file(Path(flat["output-dir"]) / flat["name"] / "prototypes.safetensors")
+
+
+def failures(line: dict) -> dict:
+    return {site["site"]: site["reason"] for site in line["sites"] if site["status"] == "error"}
+
+
+def in_every_visit(spoiled_site: int, change):
+    return lambda visit, site, reply: change(reply) if site == spoiled_site and visit == 2 else reply
+
+
+def error_reply(reply: Message) -> Message:
+    reply.__dict__["_content"] = None
+    broken = Message(Error(2, "boom"), reply_to=reply)
+    broken.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    broken.metadata.__dict__["_group_id"] = reply.metadata.group_id
+    return broken
+
+
+def negative_variance(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    variances = record["variances"]
+    record["variances"] = Array(
+        dtype="float32", shape=variances.shape, stype=variances.stype, data=b"\x00\x00\x80\xbf" * (len(variances.data) // 4)
+    )
+    return reply
+
+
+def other_dimension(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    for name in ("means", "variances"):
+        rows = record[name].shape[0]
+        data = b"\x00\x00\x80\x3f" * (rows * 3)
+        record[name] = Array(dtype="float32", shape=(rows, 3), stype=record[name].stype, data=data)
+    return reply
+
+
+def other_run(reply: Message) -> Message:
+    reply.content["site"]["run"] = "another"
+    return reply
+
+
+def extra_array(reply: Message) -> Message:
+    reply.content["arrays"]["weights"] = Array(dtype="float32", shape=(1,), stype="gfpl.raw", data=b"1234")
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (error_reply, "boom"),
+        (lambda reply: None, "no reply within visit-deadline = 0.2 s"),
+        (negative_variance, "variances"),
+        (other_dimension, "50 dimensions, these have 3"),
+        (other_run, "run 'another'"),
+        (extra_array, "weights"),
+    ],
+    ids=["error", "silence", "negative variance", "wrong dimension", "another run", "extra array"],
+)
+def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change, reason):
+    serve(Faulty(flat, in_every_visit(1, change)), flat, engine="inprocess")
+    record = lines(flat)
+    assert len(record) == 4
+    assert list(failures(record[1])) == [1]
+    assert reason in failures(record[1])[1]
+    assert not failures(record[0])
+    assert not failures(record[2])  # it takes part again
+
+
+def test_the_fused_prototypes_are_those_of_the_sites_that_answered(flat):
+    def silent(visit, site, reply):
+        return None if site == 1 else reply
+
+    serve(Faulty(flat, silent), flat | {"quorum": 0.5}, engine="inprocess")
+    counts = sum(
+        site["labels"]["counts"][index]
+        for site in lines(flat)[-1]["sites"]
+        if site["status"] == "ok"
+        for index in range(len(site["labels"]["counts"]))
+    )
+    assert prototypes(flat)["counts"].sum().item() == pytest.approx(counts)
+
+
+def test_two_nodes_with_the_same_identity_are_told_apart(flat):
+    def same(visit, site, reply):
+        if site == 1:
+            reply.content["site"]["site"] = 0
+        return reply
+
+    serve(Faulty(flat, same), flat, engine="inprocess")
+    assert "same partition-id" in failures(lines(flat)[0])[0]
+
+
+def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat):
+    def blackout(visit, site, reply):
+        return error_reply(reply) if visit == 3 else reply
+
+    with pytest.raises(QuorumError, match=r"visit 3: 0 of 4 sites answered, quorum = 0.5; site 0: boom"):
+        serve(Faulty(flat, blackout), flat, engine="inprocess")
+    folder = Path(flat["output-dir"]) / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "visit 3" in summary["reason"]
+    assert len(lines(flat)) == 2
+    before = prototypes(flat)
+
+    serve(Faulty(flat, lambda visit, site, reply: reply), flat | {"resume": True}, engine="inprocess")
+    resumed = prototypes(flat)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert any(not torch.equal(before[name], resumed[name]) for name in before if before[name].shape == resumed[name].shape)
+
+    undisturbed = flat | {"name": "undisturbed"}
+    serve(Faulty(undisturbed, lambda visit, site, reply: reply), undisturbed, engine="inprocess")
+    assert [line["sites"] for line in map(untimed, lines(undisturbed))] == [line["sites"] for line in map(untimed, lines(flat))]
+    for name, tensor in prototypes(undisturbed).items():
+        assert torch.equal(tensor, resumed[name])
+
+
+def untimed(line: dict) -> dict:
+    for site in line["sites"]:
+        site.pop("seconds", None)
+        site.pop("bytes_up", None)  # the run's name is part of the bookkeeping
+        site.pop("bytes_down", None)
+    return line
+
+
+def test_a_server_killed_between_two_visits_resumes_to_the_same_result(flat):
+    class Killed(BaseException):
+        pass
+
+    def kill(visit, site, reply):
+        if (visit, site) == (3, 2):
+            raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        serve(Faulty(flat, kill), flat, engine="inprocess")
+    path = Path(flat["output-dir"]) / "run" / "rounds.jsonl"
+    path.write_text(path.read_text() + '{"visit": 3, "si')  # torn while it was written
+    serve(Faulty(flat, lambda visit, site, reply: reply), flat | {"resume": True}, engine="inprocess")
+    undisturbed = flat | {"name": "undisturbed"}
+    serve(Faulty(undisturbed, lambda visit, site, reply: reply), undisturbed, engine="inprocess")
+    for name, tensor in prototypes(undisturbed).items():
+        assert torch.equal(tensor, prototypes(flat)[name])
+
+
+def test_the_order_in_which_sites_answer_does_not_matter(flat):
+    other = flat | {"name": "reversed"}
+    serve(Faulty(flat, lambda visit, site, reply: reply), flat, engine="inprocess")
+    serve(Faulty(other, lambda visit, site, reply: reply, reverse=True), other, engine="inprocess")
+    for name, tensor in prototypes(flat).items():
+        assert torch.equal(tensor, prototypes(other)[name])
+
+
+def test_a_name_that_is_taken_and_a_run_that_was_different_are_refused(federate):
+    federate("mine")
+    with pytest.raises(ConfigError, match="name = 'mine'.*already holds a run"):
+        federate("mine")
+    with pytest.raises(ConfigError, match=r"another configuration: seed = 8 \(was 7\)"):
+        federate("mine", resume=True, seed=8)
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        federate("nobody", resume=True)
+
+
+def test_too_few_nodes_are_reported(flat):
+    more = flat | {"num-sites": 4, "node-deadline": 0.1}
+    grid = Faulty(flat | {"num-sites": 1}, lambda visit, site, reply: reply)
+    with pytest.raises(QuorumError, match=r"1 of 4 nodes connected within node-deadline = 0.1 s"):
+        serve(grid, more, engine="inprocess")
+
+
+def test_when_every_site_fails_the_cause_is_told(flat):
+    broken = flat | {"dataset": "nonesuch"}
+    with pytest.raises(QuorumError, match=r"0 of 4 sites answered.*nonesuch"):
+        serve(Faulty(broken, lambda visit, site, reply: reply), broken, engine="inprocess")

@@ -1,0 +1,174 @@
+"""What travels is bit-exact, small, and checked before it is believed."""
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfpl_flwr.algorithms.base import Counts, Reply, Visit
+from gfpl_flwr.flower.wire import (
+    DTYPES,
+    RAW,
+    Order,
+    SiteReply,
+    decode_order,
+    decode_reply,
+    decode_tensors,
+    encode_order,
+    encode_reply,
+    encode_tensors,
+    size_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_run():
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@given(
+    dtype=st.sampled_from(sorted(DTYPES)),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    seed=st.integers(0, 2**31),
+)
+def test_tensors_travel_bit_for_bit(dtype, shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tensor = torch.randint(-100, 100, shape, generator=generator).to(DTYPES[dtype])
+    back = decode_tensors(encode_tensors({"x": tensor}))["x"]
+    assert back.dtype == tensor.dtype
+    assert back.shape == tensor.shape
+    assert torch.equal(back, tensor)
+
+
+def test_special_values_survive():
+    tensor = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45], dtype=torch.float32)
+    back = decode_tensors(encode_tensors({"x": tensor}))["x"]
+    assert back.numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_a_dtype_that_does_not_travel_is_named():
+    with pytest.raises(ValueError, match="'x' has dtype bfloat16"):
+        encode_tensors({"x": torch.zeros(1, dtype=torch.bfloat16)})
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (Array(dtype="float32", shape=(10**9, 10**4), stype=RAW, data=b"1234"), "40000000000000 bytes, but holds 4"),
+        (Array(dtype="float32", shape=(-1, -1), stype=RAW, data=b"1234"), "sides must be integers >= 0"),
+        (Array(dtype="object", shape=(1,), stype=RAW, data=b"1234"), "'object'"),
+        (Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=b"1234"), "numpy.ndarray"),
+        (Array(dtype="float32", shape=(2,), stype=RAW, data=b"1234"), "8 bytes, but holds 4"),
+    ],
+)
+def test_an_array_that_lies_about_itself_is_refused(array, words):
+    with pytest.raises(ValueError, match=words):
+        decode_tensors(ArrayRecord({"x": array}))
+
+
+def order() -> Order:
+    return Order("run@1", Visit(2, 31, 35, download=True, upload=True), {"means": torch.randn(3, 5)})
+
+
+def test_an_order_comes_back_as_it_was():
+    sent = order()
+    got = decode_order(encode_order(sent))
+    assert (got.run, got.visit) == (sent.run, sent.visit)
+    assert torch.equal(got.tensors["means"], sent.tensors["means"])
+
+
+def answer(site: int | str = 3) -> SiteReply:
+    total = torch.tensor([0, 4, 0, 6])
+    accuracy = [
+        Counts(30, "retrain", total, {"classifier": torch.tensor([0, 3, 0, 5]), "etf": torch.tensor([0, 1, 0, 2])}),
+        Counts(31, "train", total, {"classifier": torch.tensor([0, 4, 0, 6]), "etf": torch.tensor([0, 2, 0, 2])}),
+    ]
+    tensors = {"means": torch.randn(2, 3), "labels": torch.tensor([1, 3])}
+    reply = Reply(tensors, 17, accuracy, {"train_loss": 0.5}, {"train": 1.5})
+    return SiteReply(site, "run@1", 2, reply, {1: 10, 3: 7})
+
+
+@pytest.mark.parametrize("site", [0, 3, "camera-7"])
+def test_a_reply_comes_back_as_it_was(site):
+    sent = answer(site)
+    got = decode_reply(encode_reply(sent))
+    assert (got.site, got.run, got.visit, got.label_counts) == (site, "run@1", 2, {1: 10, 3: 7})
+    assert got.reply.samples == 17
+    assert got.reply.diagnostics == {"train_loss": 0.5}
+    assert got.reply.seconds == {"train": 1.5}
+    for was, now in zip(sent.reply.accuracy, got.reply.accuracy, strict=True):
+        assert (was.round, was.phase) == (now.round, now.phase)
+        assert was.total.tolist() == now.total.tolist()
+        for head in was.correct:
+            assert was.correct[head].tolist() == now.correct[head].tolist()
+    for name, tensor in sent.reply.tensors.items():
+        assert torch.equal(got.reply.tensors[name], tensor)
+
+
+def test_a_site_without_test_samples_or_tensors_can_answer():
+    sent = SiteReply(0, "run@1", 1, Reply({}, 5, [Counts(1, "train", torch.zeros(3, dtype=torch.int64), {})]), {})
+    got = decode_reply(encode_reply(sent))
+    assert got.reply.accuracy == []
+    assert got.reply.tensors == {}
+
+
+def broken(change) -> RecordDict:
+    content = encode_reply(answer())
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("site"), "one config record 'site'"),
+        (lambda c: c.pop("arrays"), "one array record 'arrays'"),
+        (lambda c: c.pop("measures"), "one metric record 'measures'"),
+        (lambda c: c["site"].pop("run"), "run must be of type str"),
+        (lambda c: c["site"].update({"site": 1.5}), "site must be an integer or a string"),
+        (lambda c: c["site"].update({"site": True}), "site must be an integer or a string"),
+        (lambda c: c["measures"].update({"samples": -1}), "samples must be an integer >= 0"),
+        (lambda c: c["measures"].update({"samples": 1.0}), "samples must be an integer >= 0"),
+        (lambda c: c["measures"].update({"rounds": [1]}), "do not fit each other"),
+        (lambda c: c["measures"].update({"phases": [0, 9]}), "do not fit each other"),
+        (lambda c: c["measures"].update({"test-classes": [1, 10**12]}), "over a million"),
+        (lambda c: c["measures"].update({"correct.etf": [1]}), "correct.etf has 1 values, expected 2 x 2"),
+        (lambda c: c["measures"].update({"correct.etf": [9, 9, 9, 9]}), "more correct samples than there are"),
+        (lambda c: c["measures"].update({"correct.etf": [-1, 0, 0, 0]}), "must be a list of integers >= 0"),
+        (lambda c: c["measures"].update({"label-counts": [1]}), "shorter"),
+        (lambda c: c.update({"more": ArrayRecord()}), "one array record 'arrays'"),
+        (lambda c: c.update({"more": MetricRecord()}), "one metric record"),
+        (lambda c: c.update({"more": ConfigRecord()}), "one config record"),
+    ],
+)
+def test_a_hostile_reply_is_refused_with_the_reason(change, words):
+    with pytest.raises(ValueError, match=words):
+        decode_reply(broken(change))
+
+
+def test_sizes_are_those_of_flowers_objects():
+    message = Message(encode_order(order()), 2, "train")
+    size = size_of(message)
+    # (3, 5) float32 is 60 bytes; its name "means" 5
+    assert (size.arrays, size.scalars) == (65, 15)
+
+    def sent(piece) -> int:
+        return len(piece.deflate()) + sum(sent(child) for child in (piece.children or {}).values())
+
+    assert size.message == sent(message.content)
+    assert size.message > size.arrays
+    assert size_of(Message(RecordDict(), 2, "train")).arrays == 0
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(7, 50), (4, 50), (10, 512), (70, 50)])
+def test_prototypes_cost_their_numbers_and_hardly_more(rows, dim):
+    from gfpl_flwr.core.prototypes import GaussianPrototypes
+
+    bank = GaussianPrototypes(
+        torch.arange(rows), torch.ones(rows), torch.randn(rows, dim), torch.rand(rows, dim) + 0.1
+    )
+    size = size_of(Message(RecordDict({"arrays": encode_tensors(bank.to_tensors())}), 2, "train"))
+    expected = 4 * rows * (2 * dim + 1) + 8 * rows  # float32 count, mean and variance; int64 label
+    assert expected <= size.arrays <= 1.05 * expected

@@ -1,0 +1,299 @@
+"""The reader and the numbers derived from a run, against values worked out by hand (``Folders.small``)."""
+
+import json
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfpl_flwr.report.runs import Failure, Traffic, display_names, read_run
+
+
+def flat(points: list[Any]) -> list[float]:
+    return [number for point in points for number in point]
+
+
+def test_curve_takes_the_retrained_value_and_carries_a_failed_site_on(folders: Any) -> None:
+    run = read_run(folders.small())
+    # Round 1: sites 0 and 1 have 0.5 and 0.8. Round 2: 0.8 retrained, and 0.7 of the site that failed.
+    # Round 3: 0.9 retrained, 0.7 carried on. Weighted by samples, round 3 would be 23 / 30 and not 0.8.
+    expected = [(1, 0.65, 0.15, 2), (2, 0.75, 0.05, 2), (3, 0.8, 0.1, 2)]
+    assert flat(run.curve()) == pytest.approx(flat(expected))
+    assert flat(run.curve("classifier")) == flat(run.curve())
+
+
+def test_curve_before_retraining_takes_trained_values_only(folders: Any) -> None:
+    run = read_run(folders.small())
+    # Round 2: 0.6 and 0.7. Round 3: 0.7 and 0.7 carried on.
+    expected = [(1, 0.65, 0.15, 2), (2, 0.65, 0.05, 2), (3, 0.7, 0.0, 2)]
+    assert flat(run.before_retraining()) == pytest.approx(flat(expected))
+    assert run.retrained_rounds == {2, 3}
+
+
+def test_heads_are_kept_apart(folders: Any) -> None:
+    run = read_run(folders.small())
+    assert run.heads == ("classifier", "etf", "sum")
+    # The ETF head of site 0 gets one sample of ten less: 0.8; site 1 keeps 0.7.
+    assert run.final_accuracy("etf").by_site == pytest.approx({0: 0.8, 1: 0.7})
+    assert run.final_accuracy("sum").mean == 1.0
+    with pytest.raises(ValueError, match="run small has no head 'cosine', only classifier, etf, sum"):
+        run.curve("cosine")
+
+
+def test_default_head_is_the_configured_one_or_the_only_one(folders: Any) -> None:
+    assert read_run(folders.small("a", head="etf")).head == "etf"
+    # Local is configured with "sum" like the run beside it, but has a classifier only.
+    assert read_run(folders.local()).head == "classifier"
+
+
+def test_final_accuracy_uses_the_last_known_and_flags_the_site(folders: Any) -> None:
+    run = read_run(folders.small())
+    by_site, mean, std = run.final_accuracy()
+    assert by_site == pytest.approx({0: 0.9, 1: 0.7})
+    assert (mean, std) == pytest.approx((0.8, 0.1))
+    assert run.stale_sites == (1,)
+    assert run.sites == (0, 1, 2)
+    assert run.failures == [
+        Failure(2, 3, 3, 1, "no reply within 60 s"),
+        Failure(3, 4, 3, 1, "the node is gone"),
+    ]
+
+
+def test_site_that_comes_back_is_no_longer_stale(folders: Any) -> None:
+    back = folders.accuracy(2, "train", [0], [4], classifier=[3])
+    visits = [folders.visit(1, 1, 1, [folders.failed(0)]), folders.visit(2, 2, 2, [folders.reply(0, back)])]
+    run = read_run(folders.write("back", visits))
+    assert run.stale_sites == ()
+    assert len(run.failures) == 1
+    assert flat(run.curve()) == [2, 0.75, 0.0, 1]
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.5, 1), (0.9, 2), (0.99, 3), (1.0, 3)])
+def test_rounds_to_a_share_of_the_final_accuracy(folders: Any, fraction: float, expected: int) -> None:
+    # The curve is 0.65, 0.75, 0.8; shares of 0.8: 0.4, 0.72, 0.792, 0.8.
+    assert read_run(folders.small()).rounds_to(fraction) == expected
+
+
+def test_bytes_by_round_charge_a_download_to_the_round_it_retrains(folders: Any) -> None:
+    # Visit 1: 30 down for round 1, 300 up after round 2. Visit 2: 200 down retrain round 2, 300 up after
+    # round 3. Visit 3: 100 down retrain round 3, 20 up with the accuracy.
+    expected = [Traffic(1, 0, 30), Traffic(2, 300, 230), Traffic(3, 620, 330)]
+    run = read_run(folders.small())
+    assert run.cumulative_bytes() == expected
+    assert run.exchange_rounds == (2, 3)
+
+
+def test_totals_and_first_arrays(folders: Any) -> None:
+    run = read_run(folders.small())
+    assert run.totals._asdict() == {
+        "messages": 9,
+        "bytes_up": 620,
+        "bytes_down": 330,
+        "array_bytes_up": 480,
+        "array_bytes_down": 240,
+        "scalars_up": 120,
+        "scalars_down": 60,
+        "seconds": 3.75,
+    }
+    assert run.first_array_round == 2
+    assert read_run(folders.local()).first_array_round is None
+
+
+def test_arrays_sent_down_before_training_count_from_the_first_round(folders: Any) -> None:
+    visit = folders.visit(1, 1, 1, [folders.reply(0)], array_bytes_down=8, array_bytes_up=8, exchange=True)
+    assert read_run(folders.write("averaging", [visit])).first_array_round == 1
+
+
+def test_merges_by_visit_and_class(folders: Any) -> None:
+    first, second = read_run(folders.small()).merges
+    assert (first.visit, first.round, first.rate) == (1, 2, pytest.approx(0.6))  # (10 - 4) / 10
+    assert first.by_class == {0: (6, 2), 1: (4, 2)}
+    assert list(first.by_class) == [0, 1]
+    assert (second.rate, second.by_class) == (0.25, {0: (5, 4), 3: (3, 2)})
+    assert first.suppressed_classes == 1
+
+
+def test_labels_by_site(folders: Any) -> None:
+    assert read_run(folders.small()).labels == {0: {0: 30, 1: 10}, 1: {1: 40}, 2: {0: 5}}
+
+
+def test_torn_last_line_is_left_out_with_a_note(folders: Any) -> None:
+    folder = folders.small(finished=False)
+    path = folder / "rounds.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in (1, 40, len(lines[-1]) - 2):
+        path.write_bytes(b"".join(lines[:-1]) + lines[-1][:cut])
+        run = read_run(folder)
+        assert [visit.visit for visit in run.visits] == [1, 2]
+        assert run.status == "unfinished"
+        assert run.notes[0] == "rounds.jsonl: line 3 was cut while it was written and is left out"
+        assert "summary.json is missing" in run.notes[1]
+        # Without the last reply, round 3 has the trained 0.7 of site 0 and 0.7 carried on.
+        assert run.final_accuracy().mean == pytest.approx(0.7)
+
+
+def test_line_cut_inside_a_character_is_torn_too(folders: Any) -> None:
+    path = folders.local() / "rounds.jsonl"
+    path.write_bytes(path.read_bytes() + '{"reason": "é'.encode()[:-1])
+    assert len(read_run(path.parent).visits) == 1
+
+
+def test_finished_run_has_no_notes(folders: Any) -> None:
+    run = read_run(folders.small())
+    assert (run.status, run.reason, run.notes) == ("completed", "", ())
+
+
+def test_failed_run_keeps_its_reason(folders: Any) -> None:
+    folder = folders.small()
+    (folder / "summary.json").write_text('{"status": "failed", "reason": "no quorum in visit 4"}')
+    run = read_run(folder)
+    assert (run.status, run.reason) == ("failed", "no quorum in visit 4")
+
+
+def test_damaged_line_elsewhere_names_file_and_line(folders: Any) -> None:
+    path = folders.small() / "rounds.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:50], lines[2]]) + "\n")
+    with pytest.raises(ValueError, match=r"rounds\.jsonl, line 2: expected one JSON object, got"):
+        read_run(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bytes_up": None}, "line 1: expected int for 'bytes_up', got None"),
+        ({"bytes_up": -1}, "line 1: expected 'bytes_up' >= 0, got -1"),
+        ({"messages": True}, "line 1: expected int for 'messages', got True"),
+        ({"retrain": 1}, "line 1: expected bool for 'retrain', got 1"),
+        ({"first_round": 9}, "line 1: expected 1 <= first_round <= last_round \\+ 1, got 9 and 2"),
+        ({"seconds": {}}, "line 1: 'total' is missing"),
+        ({"fusion": 3}, "line 1: expected dict for 'fusion', got 3"),
+        ({"sites": [7]}, "line 1: expected one object per site in 'sites', got 7"),
+        ({"sites": [{"site": 4}]}, "line 1, site 4: 'status' is missing"),
+    ],
+)
+def test_wrong_value_names_line_and_key(folders: Any, change: dict[str, Any], message: str) -> None:
+    folder = folders.write("wrong", [folders.visit(1, 1, 2, []) | change])
+    with pytest.raises(ValueError, match=message):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"round": 2}, "site 0: expected rounds up to 1, got accuracy of 2"),
+        ({"phase": "test"}, "site 0: expected phase train or retrain, got 'test'"),
+        ({"total": [6]}, "site 0: expected 2 numbers for 'total', got 1"),
+        ({"correct": {"etf": [1, 2, 3]}}, "site 0: expected 2 numbers for 'etf', got 3"),
+        (
+            {"correct": {"etf": [7, 0]}},
+            r"site 0: expected at most \(6, 4\) correct in round 1, etf has \(7, 0\)",
+        ),
+    ],
+)
+def test_wrong_accuracy_names_the_site(folders: Any, entry: dict[str, Any], message: str) -> None:
+    good = folders.accuracy(1, "train", [0, 1], [6, 4], classifier=[1, 1])
+    folder = folders.write("wrong", [folders.visit(1, 1, 1, [folders.reply(0, good | entry)])])
+    with pytest.raises(ValueError, match=message):
+        read_run(folder)
+
+
+def test_not_a_run_folder_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"is not the folder of a run: it has no config\.json and no rounds\.jsonl"
+    ):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        read_run(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"it has no rounds\.jsonl"):
+        read_run(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"config\.json: 'name' is missing"):
+        read_run(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected one JSON object, got \[1\]"):
+        read_run(tmp_path)
+
+
+def test_run_killed_before_its_first_visit(folders: Any) -> None:
+    run = read_run(folders.write("early", [], finished=False))
+    assert (run.curve(), run.cumulative_bytes(), run.rounds_to(), run.sites, run.last_round) == (
+        [],
+        [],
+        None,
+        (),
+        0,
+    )
+    assert run.final_accuracy().by_site == {}
+    assert run.totals.messages == 0
+
+
+def test_equal_names_are_numbered(folders: Any) -> None:
+    run, other = read_run(folders.small()), read_run(folders.local())
+    assert display_names([run, other, run]) == ["small (1)", "local", "small (2)"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hits=st.lists(st.lists(st.none() | st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_curve_equals_carrying_forward_by_hand(hits: list[list[int | None]], seed: int) -> None:
+    """``hits[r][s]`` of 9 samples in round r + 1 at site s, None where the site failed."""
+    from_disk = []
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "config.json").write_text(json.dumps({"name": "random", "config": {}}))
+        with (Path(root) / "rounds.jsonl").open("w") as file:
+            for number, row in enumerate(hits, start=1):
+                sites = [
+                    {"site": s, "status": "late"}
+                    if hit is None
+                    else {"site": s, "status": "ok", "accuracy": [_entry(number, hit)]}
+                    for s, hit in enumerate(row)
+                ]
+                random.Random(seed).shuffle(sites)
+                file.write(json.dumps(_bare_visit(number, sites)) + "\n")
+        from_disk = read_run(root)
+    known: dict[int, float] = {}
+    expected = []
+    for number, row in enumerate(hits, start=1):
+        known |= {s: hit / 9 for s, hit in enumerate(row) if hit is not None}
+        if any(hit is not None for hit in row):
+            values = list(known.values())
+            expected.append((number, statistics.fmean(values), statistics.pstdev(values), len(values)))
+    assert flat(from_disk.curve()) == pytest.approx(flat(expected), abs=1e-12)
+    if expected:
+        assert from_disk.final_accuracy()[1:] == pytest.approx(expected[-1][1:3], abs=1e-12)
+    assert len(from_disk.failures) == sum(hit is None for row in hits for hit in row)
+    assert from_disk.stale_sites == tuple(s for s, hit in enumerate(hits[-1]) if hit is None)
+
+
+def _entry(number: int, hit: int) -> dict[str, Any]:
+    return {"round": number, "phase": "train", "classes": [0], "total": [9], "correct": {"classifier": [hit]}}
+
+
+def _bare_visit(number: int, sites: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = (
+        "messages",
+        "bytes_up",
+        "bytes_down",
+        "array_bytes_up",
+        "array_bytes_down",
+        "scalars_up",
+        "scalars_down",
+    )
+    settings_ = {
+        "visit": number,
+        "first_round": number,
+        "last_round": number,
+        "retrain": False,
+        "exchange": False,
+    }
+    return settings_ | dict.fromkeys(keys, 0) | {"seconds": {"total": 0}, "sites": sites}
