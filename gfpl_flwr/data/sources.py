@@ -80,9 +80,10 @@ def _from_torchvision(name: str, class_name: str, data_dir: Path) -> Prepared:
     from torchvision import datasets
 
     source = getattr(datasets, class_name)
-    try:
+    splits = None
+    with contextlib.suppress(RuntimeError, OSError):
         splits = _both_splits(source, data_dir, download=False)
-    except (RuntimeError, OSError):
+    if splits is None:
         splits = _download(name, source, data_dir)
     tensors: dict[str, Tensor] = {}
     for split, data in zip(("train", "test"), splits, strict=True):
@@ -110,7 +111,7 @@ def _download(name: str, source: Any, data_dir: Path) -> tuple[Any, Any]:
         f"and copy DIR/{name}.safetensors to {data_dir}, or use the data set digits, which needs no download."
     )
     if not any(map(_answers, urls)):
-        raise DatasetNotFoundError(f"{missing}The download cannot be reached from here. {advice}")
+        raise DatasetNotFoundError(f"{missing}Its download server cannot be reached from here. {advice}")
     try:
         # A folder of its own for each process: two downloads into one folder would damage each other.
         with (

@@ -184,7 +184,15 @@ def sites_figure(runs: Sequence[Run]) -> Figure:
             runs, finals, places, values, _lines(runs), shapes, strict=True
         ):
             stale = np.array([site in run.stale_sites for site in final.by_site])
-            ax.plot(x[stale], y[stale], **dots, color=line["color"], marker=shape, markerfacecolor="white", zorder=4)
+            ax.plot(
+                x[stale],
+                y[stale],
+                **dots,
+                color=line["color"],
+                marker=shape,
+                markerfacecolor="white",
+                zorder=4,
+            )
             ax.axhline(100 * final.mean, color=line["color"], linewidth=1, linestyle=":", zorder=2)
         ax.grid(axis="x")
         everything = np.concatenate(values)

@@ -396,9 +396,12 @@ def _visit(record: dict[str, Any], where: str) -> Visit:
     if not 1 <= first <= last + 1:
         raise ValueError(f"{where}: expected 1 <= first_round <= last_round + 1, got {first} and {last}")
     sites = [_site(entry, where) for entry in _get(record, "sites", list, where)]
-    for told, reply in ((entry.round, reply) for reply in sites for entry in reply.accuracy):
-        if told > last:
-            raise ValueError(f"{where}, site {reply.site}: expected rounds up to {last}, got accuracy of {told}")
+    for reply in sites:
+        late = [entry.round for entry in reply.accuracy if entry.round > last]
+        if late:
+            raise ValueError(
+                f"{where}, site {reply.site}: expected rounds up to {last}, got accuracy of {late[0]}"
+            )
     return Visit(
         visit=number,
         first_round=first,

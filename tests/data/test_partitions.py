@@ -56,7 +56,7 @@ def test_the_global_generators_stay_untouched(digits):
     assert np.random.random() == expected  # noqa: NPY002
 
 
-@pytest.mark.parametrize(("test_shots", "expected"), [(0, 5), (3, 3)])
+@pytest.mark.parametrize(("test_shots", "expected"), [(0, 4), (3, 3)])
 def test_zero_test_shots_mean_the_data_sets(digits, test_shots, expected):
     for site in partition(digits, 5, scheme="n-way-k-shot", seed=0, shots=10, test_shots=test_shots):
         assert set(np.unique(digits.test_labels.numpy()[site.test], return_counts=True)[1]) == {expected}

@@ -35,7 +35,7 @@ def test_impossible_shots(shots, spread):
 
 
 def test_default_test_shots():
-    assert [default_test_shots(name) for name in ("mnist", "cifar10", "digits")] == [40, 15, 5]
+    assert [default_test_shots(name) for name in ("mnist", "cifar10", "digits")] == [40, 15, 4]
 
 
 def labels_of(num_classes, per_class, seed=0):
@@ -104,29 +104,40 @@ def test_sites_take_consecutive_slices_in_published_order():
 
 
 def test_exactly_enough_samples_suffice_and_one_fewer_is_an_error():
-    sites, train, test = draw(8, shots=(10, 10), test_shots=2)
-    needed = [sum((train[site.train] == c).sum() for site in sites) for c in range(10)]
-    scarce = np.repeat(np.arange(10), needed)
-    draw(8, train=scarce, test=test, shots=(10, 10), test_shots=2)
-    label = int(np.argmax(needed))
-    short = np.delete(scarce, np.flatnonzero(scarce == label)[0])
-    holders = needed[label] // 10
+    # Of three classes every site holds two, the most it can, 10 samples each: 3 sites take 60 of 60.
+    options = {"num_classes": 3, "ways": 2, "ways_spread": 0, "shots": (10, 10), "test_shots": 1}
+    complete = 0
+    for seed in range(20):
+        try:
+            draw(3, train=labels_of(3, 20), seed=seed, **options)
+            complete += 1
+        except ValueError:  # two sites with the same pair leave one class only for the third
+            pass
+        with pytest.raises(ValueError, match=r"site \d of 3 needs 2 classes with 10 training and 1 test"):
+            draw(3, train=labels_of(3, 20)[1:], seed=seed, **options)
+    assert complete > 0
+
+
+def test_an_exhausted_class_is_passed_over():
+    # Class 0 has training samples for two sites, class 1 test samples for one, the others for all.
+    train = np.repeat(np.arange(10), [20] + [200] * 9)
+    test = np.repeat(np.arange(10), [80, 4] + [80] * 8)
+    sites, train, test = draw(20, train=train, test=test, shots=(10, 10))
+    assert sum(0 in train[site.train] for site in sites) == 2
+    assert sum(1 in train[site.train] for site in sites) == 1
+
+
+def test_the_error_says_which_class_ran_out_and_what_to_lower():
+    # Three classes of 25 serve two sites each; sites take two classes, so the fourth site at the latest fails.
+    options = {"num_classes": 3, "ways": 2, "ways_spread": 0, "shots": (10, 10), "test_shots": 1}
     message = (
-        f"class {label} has {needed[label] - 1} training samples, but the {holders} sites that hold it "
-        rf"need {needed[label]} \(1 of 10 classes fall short\); lower shots to about 9, .*sites \(8\)"
+        r"site [23] of 4 needs 2 classes with 10 training and 1 test samples left, [01] of 3 have them: "
+        r"class [012] has 25 training samples, earlier sites \(2\) took 20; lower shots, ways or"
     )
     with pytest.raises(ValueError, match=message):
-        draw(8, train=short, test=test, shots=(10, 10), test_shots=2)
-
-
-def test_too_few_test_samples_name_test_shots():
-    with pytest.raises(ValueError, match=r"test samples.*lower test_shots to about \d+, or ways"):
-        draw(20, test=labels_of(10, 8))
-
-
-def test_more_holders_than_samples_blame_the_sites():
-    with pytest.raises(ValueError, match="lower ways or the number of sites"):
-        draw(20, train=labels_of(10, 2))
+        draw(4, train=labels_of(3, 25), **options)
+    with pytest.raises(ValueError, match=r"has 5 test samples, earlier sites \(1\) took 4; lower test_shots"):
+        draw(20, test=labels_of(10, 5))
 
 
 def test_no_test_split_when_none_is_asked_for():

@@ -50,8 +50,7 @@ def test_dirichlet_hands_out_everything_once(num_sites, alpha, seed):
     assert_handed_out(sites, "train", len(TRAIN))
     assert_handed_out(sites, "test", len(TEST))
     train, test = counts_of(TRAIN, sites), counts_of(TEST, sites, "test")
-    # the test split has half the samples of every class, so a site's test counts are half its training
-    (counts,)  # within the one sample of rounding
+    # The test split has half the samples of every class, so a site has half its training counts, rounded.
     assert (np.abs(test - train / 2) < 1 + 1e-9).all()
     assert (test[train == 0] == 0).all()
 
@@ -179,8 +178,8 @@ def test_apportioning_is_exact_and_close_to_the_quota(weights, sizes):
 
 
 def test_rounding_does_not_always_favour_the_same_sites():
-    # 30 classes of 15 samples over 20 sites that hold all alike: 22.5 each. Plain largest remainders would
-    give  # the first 15 sites 30 samples and the last 5 none.
+    # 30 classes of 15 samples over 20 sites that hold all alike: 22.5 each. Plain largest
+    # remainders would give the first 15 sites 30 samples and the last 5 none.
     counts = apportion(np.full((20, 30), 1 / 20), np.full(30, 15))
     assert set(counts.sum(axis=1)) <= {22, 23}
 

@@ -202,5 +202,5 @@ def test_femnist_keeps_writers_and_gives_each_a_test_split():
 
 def test_the_last_part_of_every_group():
     groups = torch.tensor([7, 3, 7, 7, 3, 7, 9, 7])
-    # group 7 has rows 0 2 3 5 7, a fifth of 5 is the last one; 3 has rows 1 4, at least one; 9 has one row only
+    # group 7 has rows 0 2 3 5 7, its fifth is the last; 3 has rows 1 4, at least one; 9 has a single row
     assert last_of_each(groups, 5).nonzero().flatten().tolist() == [4, 7]

@@ -144,7 +144,7 @@ def test_merge_bars_are_components_in_and_out_of_the_last_fusion(folders: Any) -
     assert "0 → 0" not in texts(figure)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 7, 9])
+@pytest.mark.parametrize("count", [2, 7, 9])
 @pytest.mark.parametrize(
     "draw", [figures.accuracy_figure, figures.communication_figure, figures.sites_figure]
 )
