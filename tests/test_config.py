@@ -9,7 +9,7 @@ import pytest
 from gfpl_flwr.algorithms import ALGORITHMS, config_table, defaults, known_fields, parse_run
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import ConfigError, RunConfig
-from gfpl_flwr.data.partition import SCHEMES
+from gfpl_flwr.data.partitions import SCHEMES
 
 ROOT = Path(__file__).parents[1]
 

@@ -84,7 +84,9 @@ def fuse(
                     rows.counts.double(), rows.means.double(), rows.variances.double(), limit, merge
                 )
             )
-            rows = GaussianPrototypes(counts.new_full(counts.shape, label, dtype=torch.int64), counts, means, variances)
+            rows = GaussianPrototypes(
+                counts.new_full(counts.shape, label, dtype=torch.int64), counts, means, variances
+            )
         parts.append(rows)
     fused = GaussianPrototypes.concat(parts)
     return fused.canonical() if rule == "closest_pair" else fused
@@ -128,7 +130,9 @@ def _first_fit(
     """Fuse float64 rows in their order, in place: the first ``kept`` rows are the components so far."""
     kept = 1
     for row in range(1, len(counts)):
-        to_kept = distance_float64(means[row : row + 1], variances[row : row + 1], means[:kept], variances[:kept])[0]
+        to_kept = distance_float64(
+            means[row : row + 1], variances[row : row + 1], means[:kept], variances[:kept]
+        )[0]
         near = int(to_kept.argmin())
         if to_kept[near] < limit:
             counts[near], means[near], variances[near] = _merged(

@@ -178,13 +178,17 @@ def _move_gains(
     return gains.masked_fill(barred, -torch.inf)
 
 
-def _partition_score(rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float) -> Tensor:
+def _partition_score(
+    rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float
+) -> Tensor:
     """Log-likelihood of T partitions of each problem, up to a constant of the problem, shape (Q, T)."""
     counts, sums, squares = _moments(rows, present, clusters, components)
     return _cluster_score(counts, *_mean_variance(counts, sums, squares), floor).sum(-1)
 
 
-def _moments(rows: Tensor, present: Tensor, clusters: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(
+    rows: Tensor, present: Tensor, clusters: Tensor, components: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Counts (Q, T, K), sums and sums of squares (Q, T, K, D) of the clusters of T partitions."""
     problems, trials, length = clusters.shape
     members = F.one_hot(clusters, components).to(rows.dtype) * present[:, None, :, None]

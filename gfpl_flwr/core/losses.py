@@ -43,7 +43,9 @@ def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * ((direction * targets).sum(dim=1) - 1.0).square().mean()
 
 
-def hybrid_loss(logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float) -> Tensor:
+def hybrid_loss(
+    logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float
+) -> Tensor:
     """Return cross-entropy of the trainable classifier plus weighted dot regression.
 
     Equation 13 of the GFPL paper, and 14 when the inputs are pseudo-features:

@@ -83,7 +83,12 @@ class GaussianPrototypes:
         if len(self) < 2:
             return self
         key = torch.cat(
-            [self.labels[:, None].to(torch.float64), -self.counts[:, None].double(), self.means, self.variances],
+            [
+                self.labels[:, None].to(torch.float64),
+                -self.counts[:, None].double(),
+                self.means,
+                self.variances,
+            ],
             dim=1,
         )
         # unique(dim=0) is torch's lexicographic sort; equal rows are interchangeable.
@@ -114,7 +119,9 @@ class GaussianPrototypes:
         """
         if set(tensors) != set(_KEYS):
             missing, unknown = sorted(set(_KEYS) - set(tensors)), sorted(set(tensors) - set(_KEYS))
-            raise ValueError(f"prototypes need exactly the keys {list(_KEYS)}: missing {missing}, unknown {unknown}")
+            raise ValueError(
+                f"prototypes need exactly the keys {list(_KEYS)}: missing {missing}, unknown {unknown}"
+            )
         return cls(**tensors)
 
     @classmethod

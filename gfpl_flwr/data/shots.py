@@ -131,7 +131,7 @@ def _shortage(site: int, n: int, wanted: Indices, stock: Indices, taken: Indices
     what, option = (("training", "shots"), ("test", "test_shots"))[split]
     return (
         f"n-way-k-shot: site {site} of {len(taken)} needs {n} classes with {wanted[0]} training and "
-        f"{wanted[1]} test samples left, {enough.all(axis=0).sum()} of {stock.shape[1]} have them: class {label} "
-        f"has {stock[split, label]} {what} samples, earlier sites ({holders}) took {gone}; "
+        f"{wanted[1]} test samples left, {enough.all(axis=0).sum()} of {stock.shape[1]} have them: "
+        f"class {label} has {stock[split, label]} {what} samples, earlier sites ({holders}) took {gone}; "
         f"lower {option}, ways or the number of sites"
     )

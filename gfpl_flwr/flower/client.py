@@ -18,7 +18,7 @@ from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Algorithm, Images, Site
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
-from gfpl_flwr.data.partition import partition
+from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
 from gfpl_flwr.flower.state import SavedSite, SiteStore
 from gfpl_flwr.flower.wire import SiteReply, decode_order, encode_reply

@@ -128,7 +128,7 @@ def test_an_exhausted_class_is_passed_over():
 
 
 def test_the_error_says_which_class_ran_out_and_what_to_lower():
-    # Three classes of 25 serve two sites each; sites take two classes, so the fourth site at the latest fails.
+    # Three classes of 25 serve two sites each and a site takes two: the fourth site at the latest fails.
     options = {"num_classes": 3, "ways": 2, "ways_spread": 0, "shots": (10, 10), "test_shots": 1}
     message = (
         r"site [23] of 4 needs 2 classes with 10 training and 1 test samples left, [01] of 3 have them: "

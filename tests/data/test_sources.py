@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -158,6 +159,40 @@ def test_cifars_channels_come_first(tmp_path, monkeypatch):
 def test_femnist_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     with pytest.raises(DatasetNotFoundError, match=r"femnist\.safetensors.*gfpl-flwr\[hub\]") as caught:
+        load("femnist", tmp_path)
+    assert caught.value.__suppress_context__
+
+
+def stub_of_flwr_datasets(monkeypatch, load_split):
+    stub = types.ModuleType("flwr_datasets")
+
+    class FederatedDataset:
+        def __init__(self, *, dataset, partitioners, shuffle):
+            assert dataset == "flwrlabs/femnist"
+            assert not shuffle  # the split below depends on the published order
+
+        def load_split(self, split):
+            assert split == "train"
+            return load_split()
+
+    stub.FederatedDataset = FederatedDataset
+    monkeypatch.setitem(sys.modules, "flwr_datasets", stub)
+
+
+def test_femnist_comes_through_flwr_datasets(tmp_path, monkeypatch):
+    stub_of_flwr_datasets(monkeypatch, lambda: femnist_rows({"a": 10, "b": 10}))
+    dataset = load("femnist", tmp_path)
+    assert (len(dataset.train_images), len(dataset.test_images)) == (16, 4)  # round(0.15 * 10) = 2 a writer
+    assert dataset.image_shape == (1, 28, 28)
+    assert dataset.train_writers.unique().tolist() == [0, 1]
+
+
+def test_femnist_that_cannot_be_downloaded_is_one_clear_error(tmp_path, monkeypatch):
+    def fail():
+        raise ConnectionError("cannot reach the hub\nlong details")
+
+    stub_of_flwr_datasets(monkeypatch, fail)
+    with pytest.raises(DatasetNotFoundError, match=r"failed: cannot reach the hub\. Copy") as caught:
         load("femnist", tmp_path)
     assert caught.value.__suppress_context__
 
