@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from gfpl_flwr.config import Scalar
+
 app = typer.Typer(
     help="Generative Federated Prototype Learning on Flower: run, watch and report federations.",
     no_args_is_help=True,
@@ -22,19 +24,6 @@ ConfigOption = Annotated[
 ]
 
 
-class CommandError(Exception):
-    """Ends the command with one line on standard error.
-
-    Args:
-        message: the line.
-        code: exit status: 2 where the user's input is wrong, 1 where the run failed.
-    """
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @app.command()
 def run(
     federation: Annotated[str, typer.Argument(help="A federation of pyproject-federation.toml.")] = "",
@@ -46,8 +35,6 @@ def run(
     data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
 ) -> None:
     """Run one federation to its end, and report it."""
-    from gfpl_flwr.flower.runner import RunRequest, execute
-
     overrides = dict(_assignments(config or []))
     overrides |= {"output-dir": str(output_dir.resolve()), "data-dir": str(data_dir.expanduser().resolve())}
     if name:
@@ -55,19 +42,21 @@ def run(
     if resume:
         overrides["resume"] = True
     with _one_line_errors():
-        _print_report([execute(RunRequest(overrides, engine=engine, federation=federation))])
+        _print_report(_execute([overrides], engine=engine, federation=federation))
 
 
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where the demo's runs are written.")] = Path("runs/demo"),
+    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
     engine: Annotated[str, typer.Option(help="flower or inprocess.")] = "flower",
 ) -> None:
     """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
-    from gfpl_flwr.flower.runner import demo_requests, execute_all
+    from gfpl_flwr.flower.runner import demo_runs
 
     with _one_line_errors():
-        _print_report(execute_all(demo_requests(output_dir.resolve(), engine)))
+        runs = demo_runs(output_dir.resolve(), data_dir.expanduser().resolve())
+        _print_report(_execute(runs, engine=engine, federation=""))
 
 
 @app.command()
@@ -127,7 +116,7 @@ def main() -> None:
     app()
 
 
-def _assignments(words: list[str]) -> Iterator[tuple[str, bool | int | float | str]]:
+def _assignments(words: list[str]) -> Iterator[tuple[str, Scalar]]:
     """Read ``key=value`` words; a value is TOML, and a bare word is a string.
 
     Several may stand in one word, separated by blanks, as in Flower's ``--run-config``.
@@ -155,15 +144,24 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("stopped; what was computed is kept", err=True, fg="yellow")
         raise typer.Exit(130) from None
-    except CommandError as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
-        raise typer.Exit(error.code) from None
     except (ValueError, OSError) as error:
         typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
         raise typer.Exit(2) from None
     except RuntimeError as error:
         typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
         raise typer.Exit(1) from None
+
+
+def _execute(runs: list[dict[str, Scalar]], *, engine: str, federation: str) -> list[Path]:
+    """Run with a progress bar; an interrupted or failed run still leaves its folder and the path to it."""
+    from gfpl_flwr.flower.runner import execute, plan
+    from gfpl_flwr.watch import Watch
+
+    done: list[Path] = []
+    ready = plan(runs, engine=engine, federation=federation)
+    with Watch(len(runs)) as watch:
+        done.extend(execute(ready, watch.progress, watch.log))
+    return done
 
 
 def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: str = "table") -> None:
@@ -178,6 +176,6 @@ def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: 
     elif output_format == "table":
         Console().print(reports.visits(runs[0]) if visits else reports.comparison(runs))
     else:
-        raise CommandError(f"--format {output_format}: must be table, markdown or csv")
+        raise ValueError(f"--format {output_format}: must be table, markdown or csv")
     for path in reports.write_report(run_dirs[0], run_dirs[1:]):
         typer.echo(f"wrote {path}", err=output_format != "table")

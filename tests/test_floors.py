@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
     "config": 0, "presets": 0, "seeding": 0, "core": 0, "models": 1, "data": 1, "algorithms": 2, "flower": 3,
-    "report": 3, "cli": 4,
+    "report": 3, "watch": 4, "cli": 4,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -54,7 +54,7 @@ def test_only_the_flower_folder_imports_flwr(path):
 
 
 def test_core_is_mathematics_only():
-    allowed = {"torch", "gfpl_flwr", "math", "dataclasses", "collections", "typing", "functools", "itertools"}
+    allowed = {"torch", "gfpl_flwr", "math", "__future__", "dataclasses", "collections", "typing", "functools", "itertools"}
     for path in (PACKAGE / "core").glob("*.py"):
         assert {module.split(".")[0] for module in imports(path)} <= allowed, path
 

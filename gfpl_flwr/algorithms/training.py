@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd as sgd_step
 
 from gfpl_flwr.algorithms.base import Counts, Site, Visit, evaluate
 from gfpl_flwr.config import RunConfig
@@ -64,16 +65,26 @@ def sgd(
         FloatingPointError: the loss is not finite; says at which step and what can be lowered.
     """
     parameters = list(parameters)
-    optimizer = torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    # The functional form of torch's SGD: making an optimizer object imports torch's compiler, which takes longer
+    # than torch itself, and a device starts a process for every message.
+    buffers: list[Tensor | None] = [None] * len(parameters)
     steps, total = 0, torch.zeros(())
     for _ in range(epochs):
         for rows in batches(num_samples, batch_size, shuffle):
             loss = loss_of(rows)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                sgd_step(
+                    parameters,
+                    list(gradients),
+                    buffers,
+                    lr=config.learning_rate,
+                    momentum=config.momentum,
+                    weight_decay=config.weight_decay,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
             total = total + loss.detach()
             steps += 1
     mean = float(total) / steps if steps else math.nan

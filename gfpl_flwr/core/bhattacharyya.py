@@ -15,11 +15,12 @@ def distance(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b:
 
     Equation 8 of the GFPL paper, which for diagonal covariances is equation 7 summed over the coordinates q::
 
-        D_B(a, b) = sum_q (m_aq - m_bq)^2 / (4 (v_aq + v_bq)) + 1/2 ln( (v_aq + v_bq) / (2 s_aq s_bq) ),  s^2 = v
+        D_B(a, b) = sum_q (m_aq - m_bq)^2 / (4 (v_aq + v_bq)) + 1/2 ln( (v_aq + v_bq) / (2 s_aq s_bq) ),  s^2
+        = v
 
-    The logarithm is computed as ``log1p((s_a - s_b)^2 / (2 s_a s_b))``, the same number: never negative, zero to
-    the last bit for equal variances, symmetric, and exact for variances that differ by many orders of magnitude.
-    Computed in float64 and in blocks, so that no temporary of A x B x D elements exists.
+    The logarithm is computed as ``log1p((s_a - s_b)^2 / (2 s_a s_b))``, the same number: never negative, zero
+    to the last bit for equal variances, symmetric, and exact for variances that differ by many orders of
+    magnitude. Computed in float64 and in blocks, so that no temporary of A x B x D elements exists.
 
     Args:
         means_a: shape (A, D), in units of the features.
@@ -77,5 +78,6 @@ def _check(side: str, means: Tensor, variances: Tensor) -> None:
             row, feature = bad.nonzero()[0].tolist()
             rule = "finite" if name == "means" else "finite and > 0"
             raise ValueError(
-                f"{name}_{side} must be {rule}, row {row} has {value[row, feature].item():.8g} at feature {feature}"
+                f"{name}_{side} must be {rule}, "
+                f"row {row} has {value[row, feature].item():.8g} at feature {feature}"
             )

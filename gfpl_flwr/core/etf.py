@@ -11,13 +11,14 @@ from torch import Tensor
 def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Tensor:
     """Return a randomly oriented simplex equiangular tight frame.
 
-    Equations 2 and 10 of the GFPL paper, ``V = sqrt(C / (C - 1)) U (I - 1 1^T / C)`` with ``U^T U = I``, whose
-    columns satisfy equation 3: ``v_i . v_j = C / (C - 1) [i = j] - 1 / (C - 1)``. U comes from the QR
-    decomposition of a seeded normal matrix (equation 9). That needs ``dim >= C``, but the frame spans only C - 1
-    directions; for ``dim = C - 1`` the same frame is written in an orthonormal basis of the eigenvectors of the
-    centring matrix, turned by a seeded rotation.
+    Equations 2 and 10 of the GFPL paper, ``V = sqrt(C / (C - 1)) U (I - 1 1^T / C)`` with ``U^T U = I``,
+    whose columns satisfy equation 3: ``v_i . v_j = C / (C - 1) [i = j] - 1 / (C - 1)``. U comes from the QR
+    decomposition of a seeded normal matrix (equation 9). That needs ``dim >= C``, but the frame spans only C
+    - 1 directions; for ``dim = C - 1`` the same frame is written in an orthonormal basis of the eigenvectors
+    of the centring matrix, turned by a seeded rotation.
 
-    DEPARTURE: the normal distribution instead of the uniform one of public implementations. With the signs of R
+    DEPARTURE: the normal distribution instead of the uniform one of public implementations. With the signs of
+        R
     made positive, U is then uniform over all orientations, and does not depend on the sign convention of the
     linear algebra library.
 
@@ -27,13 +28,14 @@ def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Te
         generator: source of the orientation.
 
     Returns:
-        Unit columns, one a class, shape (P, C), in torch's default dtype (computed in float64), on the device of
-        the generator.
+        Unit columns, one a class, shape (P, C), in torch's default dtype (computed in float64), on the device
+        of the generator.
 
     Raises:
         ValueError: fewer than 2 classes, or ``dim < C - 1``, in which no such frame exists.
 
-    Source: Papyan et al., "Prevalence of neural collapse" (2020); Lu et al., "GFPL", equations 2, 3, 9 and 10.
+    Source: Papyan et al., "Prevalence of neural collapse" (2020); Lu et al., "GFPL", equations 2, 3, 9 and
+        10.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
@@ -53,7 +55,7 @@ def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Te
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     normal = torch.randn(rows, columns, generator=generator, device=generator.device, dtype=torch.float64)
     basis, triangle = torch.linalg.qr(normal)
-    return basis * triangle.diagonal().sign()
+    return torch.mul(basis, triangle.diagonal().sign())
 
 
 def _centring_eigenvectors(num_classes: int, generator: torch.Generator) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .bhattacharyya import distance_float64
-from .prototypes import GaussianPrototypes
+from gfpl_flwr.core.bhattacharyya import distance_float64
+from gfpl_flwr.core.prototypes import GaussianPrototypes
 
 Scale = Literal["mean", "sum"]
 Rule = Literal["closest_pair", "first_fit"]
@@ -26,26 +26,28 @@ def fuse(
 ) -> GaussianPrototypes:
     """Merge components of one class that are closer than the threshold; classes never mix.
 
-    Algorithm 1 of the GFPL paper. Two components (a, m, v) and (b, n, w), each (count, mean, variance), become
-    one of count ``a + b``, which with ``p = a / (a + b)`` and ``q = b / (a + b)`` has
+    Algorithm 1 of the GFPL paper. Two components (a, m, v) and (b, n, w), each (count, mean, variance),
+    become one of count ``a + b``, which with ``p = a / (a + b)`` and ``q = b / (a + b)`` has
 
-    * ``moment``: mean ``p m + q n`` and variance ``p v + q w + p q (m - n)^2``: mass, mean and second moment of
-      the class stay what they were;
-    * ``average``: the same mean, and variance ``p v + q w``. It lacks the between-mean term, so that the fused
-      class is narrower than the pooled data.
+    * ``moment``: mean ``p m + q n`` and variance ``p v + q w + p q (m - n)^2``: mass, mean and second moment
+      of the class stay what they were;
+    * ``average``: the same mean, and variance ``p v + q w``. It lacks the between-mean term, so that the
+      fused class is narrower than the pooled data.
 
-    The rules: ``closest_pair`` merges the closest pair of all until none is under the threshold. The order of the
-    rows, hence of the sites, has no influence, not even on the last bit. ``first_fit`` walks the rows in their
-    order and merges each into the nearest component so far, or appends it; its result depends on the order.
+    The rules: ``closest_pair`` merges the closest pair of all until none is under the threshold. The order of
+    the rows, hence of the sites, has no influence, not even on the last bit. ``first_fit`` walks the rows in
+    their order and merges each into the nearest component so far, or appends it; its result depends on the
+    order.
 
-    DEPARTURE: the distance is divided by D by default. It adds over the coordinates, so two components fitted on
-    n samples of the same distribution are already about D / (2 n) nats apart, and no fixed threshold on the sum
-    suits two feature sizes. ``scale="sum"`` is the literal formula.
+    DEPARTURE: the distance is divided by D by default. It adds over the coordinates, so two components fitted
+        on
+    n samples of the same distribution are already about D / (2 n) nats apart, and no fixed threshold on the
+    sum suits two feature sizes. ``scale="sum"`` is the literal formula.
 
     Args:
         bank: components of all sites, joined by ``GaussianPrototypes.concat``.
-        threshold: merge strictly below this, in nats (``sum``) or nats a coordinate (``mean``), at least 0. With
-            0 nothing merges, not even equal components; with ``math.inf`` one component a class is left.
+        threshold: merge strictly below this, in nats (``sum``) or nats a coordinate (``mean``), at least 0.
+            With 0 nothing merges, not even equal components; with ``math.inf`` one component a class is left.
         scale: ``"mean"`` or ``"sum"`` of the distance over the coordinates.
         rule: ``"closest_pair"`` or ``"first_fit"``.
         merge: ``"moment"`` or ``"average"``.

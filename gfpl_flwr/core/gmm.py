@@ -8,18 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .gmm_em import Mixtures, maximise
-from .gmm_starts import improve_partitions, kmeans_starts
-from .prototypes import GaussianPrototypes
+from gfpl_flwr.core.gmm_em import fit_problems
+from gfpl_flwr.core.prototypes import GaussianPrototypes
 
 # Elements of the widest temporary of one chunk of problems. On a processor a chunk should stay in its cache.
-_CHUNK_ELEMENTS = 1 << 19
+_CHUNK_ELEMENTS = 1 << 20
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
-# Steps after which only the best restarts of a problem go on.
-_TRIAL_STEPS = 5
-_FINALISTS = 2
-# Effective samples are sums of posterior probabilities: a component of exactly one sample adds up to 1 - rounding.
-_COUNT_ROUNDING = 1e-6
 
 
 def fit_class_mixtures(
@@ -32,21 +26,22 @@ def fit_class_mixtures(
     tol: float = 1e-3,
     min_samples: int = 1,
     min_component_samples: float = 1.0,
-    num_starts: int = 8,
+    num_starts: int = 16,
     refine: bool = True,
     generator: torch.Generator,
 ) -> GaussianPrototypes:
     """Fit one diagonal Gaussian mixture to the features of each class by expectation-maximisation.
 
-    Equations 4 to 6 of the GFPL paper. The M-step maximises under the bound ``variance >= variance_floor``, so
-    the likelihood never falls. Every class is fitted from several k-means++ starts; the best is refined by moving
-    single samples between components, and the highest likelihood wins. Likelihood rewards a component on the
-    floor around one sample: ``min_component_samples`` is the guard against prototypes that are one sample.
+    Equations 4 to 6 of the GFPL paper. The M-step maximises under the bound ``variance >= variance_floor``,
+    so the likelihood never falls. Every class is fitted from several k-means++ starts; the best is refined by
+    moving single samples between components, and the highest likelihood wins. Likelihood rewards a component
+    on the floor around one sample: ``min_component_samples`` is the guard against prototypes that are one
+    sample.
 
-    A class of n samples gets ``min(num_components, n // min_component_samples)`` components. If, in every start,
-    a component ends with less than ``min_component_samples`` effective samples, as with samples that are equal,
-    the class is fitted again with fewer. All classes are one batched problem, in float64 and centred per class.
-    The result does not depend on the order of the rows, up to rounding.
+    A class of n samples gets ``min(num_components, n // min_component_samples)`` components. If, in every
+    start, a component ends with less than ``min_component_samples`` effective samples, as with samples that
+    are equal, the class is fitted again with fewer. All classes are one batched problem, in float64 and
+    centred per class. The result does not depend on the order of the rows, up to rounding.
 
     Args:
         features: shape (N, D), floating point, finite.
@@ -57,8 +52,8 @@ def fit_class_mixtures(
         max_iter: most EM steps of a fit, at least 1.
         tol: a fit ends when a step gains less than this, in nats a sample.
         min_samples: a class with fewer samples gets no rows.
-        min_component_samples: effective samples that a component must stand for, at least 1. A class with fewer
-            samples gets no rows.
+        min_component_samples: effective samples that a component must stand for, at least 1. A class with
+            fewer samples gets no rows.
         num_starts: k-means++ starts of each class, at least 1.
         refine: search on from the best start by moving single samples, at about twice the time.
         generator: source of the starts.
@@ -87,7 +82,7 @@ def fit_class_mixtures(
         raise ValueError(f"variance_floor must be finite and > 0, got {variance_floor}")
 
     order = _canonical_rows(features, labels)
-    classes, sizes = labels[order].unique_consecutive(return_counts=True)
+    classes, sizes = torch.unique_consecutive(labels[order], return_counts=True)
     first = sizes.cumsum(0) - sizes
     fits = sizes >= max(min_samples, min_component_samples)
     classes, sizes, first = classes[fits], sizes[fits], first[fits]
@@ -113,7 +108,7 @@ def fit_class_mixtures(
             rows = features[source].double()
             centre = (rows * present[..., None]).sum(1, keepdim=True) / sizes[index, None, None]
             rows = (rows - centre) * present[..., None]
-            fitted, kept = _fit(
+            fitted, kept = fit_problems(
                 rows,
                 present,
                 uniforms[index, :, :wanted],
@@ -143,8 +138,9 @@ def fit_class_mixtures(
 def relative_floor(features: Tensor, fraction: float = 1e-4, minimum: float = 1e-6) -> float:
     """Return a variance floor in proportion to the scale of a layer.
 
-    ``max(fraction * mean over the coordinates of their variance, minimum)``. Units of a ReLU layer that are dead
-    on a site have no variance at all; a floor that follows the layer keeps them from dominating every distance.
+    ``max(fraction * mean over the coordinates of their variance, minimum)``. Units of a ReLU layer that are
+    dead on a site have no variance at all; a floor that follows the layer keeps them from dominating every
+    distance.
 
     Args:
         features: shape (N, D), of all classes together.
@@ -188,74 +184,17 @@ def log_likelihood(bank: GaussianPrototypes, features: Tensor, labels: Tensor) -
         raise ValueError(f"features must have shape (N >= 1, {bank.dim}), got {tuple(features.shape)}")
     weights = bank.weights.double().log()
     total = 0.0
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         rows = (bank.labels == label).nonzero()[:, 0]
         if len(rows) == 0:
             raise ValueError(f"the bank holds no component of class {label}, its classes are {bank.classes}")
         samples = features[labels == label].double()
         means, variances = bank.means[rows].double(), bank.variances[rows].double()
         constant = weights[rows] - 0.5 * (variances.log() + math.log(2.0 * math.pi)).sum(-1)
-        for part in samples.split(max(1, _CHUNK_ELEMENTS // means.numel())):
+        for part in torch.split(samples, max(1, _CHUNK_ELEMENTS // means.numel())):
             mahalanobis = ((part[:, None] - means).square_() / variances).sum(-1)
             total += (constant - 0.5 * mahalanobis).logsumexp(-1).sum().item()
     return total / len(features)
-
-
-def _fit(
-    rows: Tensor,
-    present: Tensor,
-    uniforms: Tensor,
-    *,
-    floor: float,
-    max_iter: int,
-    tol: float,
-    smallest: float,
-    refine: bool,
-) -> tuple[Mixtures, Tensor]:
-    """Fit Q problems of K components each; return one mixture a problem, and the components it may keep.
-
-    That number is K where every component has ``smallest`` samples, and else the K to try next.
-    """
-    components = uniforms.shape[-1]
-    if components == 1:
-        shares = present[..., None, None].to(rows.dtype)
-        fitted = maximise(rows, present, shares, floor=floor, max_iter=1, tol=tol)
-        return fitted, torch.ones(len(rows), dtype=torch.int64, device=rows.device)
-
-    clusters = kmeans_starts(rows, present, components, uniforms)
-    steps = min(max_iter, _TRIAL_STEPS) if clusters.shape[1] > _FINALISTS else max_iter
-    shares = _shares(clusters, present, components)
-    fitted = maximise(rows, present, shares, floor=floor, max_iter=steps, tol=tol)
-    if clusters.shape[1] > _FINALISTS:
-        finalists = _merit(fitted, smallest).topk(_FINALISTS).indices
-        shares = fitted.take(finalists).responsibilities
-        fitted = maximise(rows, present, shares, floor=floor, max_iter=max_iter, tol=tol)
-    fitted = fitted.take(_merit(fitted, smallest).argmax(-1, keepdim=True))
-    if refine:
-        hard = fitted.responsibilities[:, :, 0].argmax(-1)
-        better = improve_partitions(rows, present, hard, components, floor=floor, smallest=smallest)
-        at = (better != hard).any(-1).nonzero()[:, 0]
-        if len(at):
-            shares = _shares(better[at, None], present[at], components)
-            second = maximise(rows[at], present[at], shares, floor=floor, max_iter=max_iter, tol=tol)
-            won = (_merit(second, smallest) > _merit(fitted, smallest)[at])[:, 0]
-            for mine, new in zip(fitted.fields(), second.fields(), strict=True):
-                mine[at[won]] = new[won]
-    legal = (fitted.counts >= smallest * (1.0 - _COUNT_ROUNDING)).all(-1)[:, 0]
-    populated = (fitted.counts[:, 0] > _COUNT_ROUNDING).sum(-1).clamp(1, components - 1)
-    return fitted, torch.where(legal, components, populated)
-
-
-def _merit(fitted: Mixtures, smallest: float) -> Tensor:
-    """Log-likelihood of each restart, minus infinity where a component has too few samples, shape (Q, R)."""
-    legal = (fitted.counts >= smallest * (1.0 - _COUNT_ROUNDING)).all(-1)
-    return fitted.log_likelihood.masked_fill(~legal, -torch.inf)
-
-
-def _shares(clusters: Tensor, present: Tensor, components: int) -> Tensor:
-    """Responsibilities (Q, L, R, K) of partitions (Q, R, L)."""
-    members = torch.nn.functional.one_hot(clusters, components).double() * present[:, None, :, None]
-    return members.transpose(1, 2).contiguous()
 
 
 def _canonical_rows(features: Tensor, labels: Tensor) -> Tensor:
@@ -264,7 +203,7 @@ def _canonical_rows(features: Tensor, labels: Tensor) -> Tensor:
     # Fractions of multiples of the golden ratio: equal sums for different rows are all but impossible.
     direction = 0.5 + (torch.arange(1, dim + 1, dtype=torch.float64) * 0.6180339887498949).frac()
     direction = direction.to(features.device)
-    key = torch.cat([part.double() @ direction for part in features.split(1 << 14)] or [direction[:0]])
+    key = torch.cat([part.double() @ direction for part in torch.split(features, 1 << 14)] or [direction[:0]])
     order = key.argsort(stable=True)
     return order[labels[order].argsort(stable=True)]
 
@@ -290,11 +229,13 @@ def _chunks(
 def _check_data(features: Tensor, labels: Tensor) -> None:
     if features.ndim != 2 or features.shape[1] < 1 or not features.is_floating_point():
         raise ValueError(
-            f"features must be floating point of shape (N, D), D >= 1, got {features.dtype} {tuple(features.shape)}"
+            "features must be floating point of shape (N, D) with D >= 1, "
+            f"got {features.dtype} {tuple(features.shape)}"
         )
     if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
-            f"labels must be int64 of shape {tuple(features.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
+            f"labels must be int64 of shape {tuple(features.shape[:1])}, "
+            f"got {labels.dtype} {tuple(labels.shape)}"
         )
     bad = ~features.isfinite()
     if bad.any():

@@ -1,16 +1,18 @@
 """Hard partitions for mixture fits: k-means++ starts, and a local search in the likelihood of a partition.
 
-All functions work on Q independent problems at once. ``rows`` is (Q, L, D): the samples of each problem, centred,
-padded with zeros to L rows; ``present`` is (Q, L), false on the padding. The likelihood has a great many local
-optima where D is large against n: expectation-maximisation then never changes its start, because each sample sits
-in the variance of its own component. The search here moves single samples by the exact change of the likelihood,
-the way Hartigan's algorithm does for k-means, and so leaves those optima.
+All functions work on Q independent problems at once. ``rows`` is (Q, L, D): the samples of each problem,
+centred, padded with zeros to L rows; ``present`` is (Q, L), false on the padding. The likelihood has a great
+many local optima where D is large against n: expectation-maximisation then never changes its start, because
+each sample sits in the variance of its own component. The search here moves single samples by the exact
+change of the likelihood, the way Hartigan's algorithm does for k-means, and so leaves those optima.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _LLOYD_STEPS = 10
@@ -35,7 +37,7 @@ def kmeans_starts(rows: Tensor, present: Tensor, components: int, uniforms: Tens
 
     Source: Arthur and Vassilvitskii, "k-means++" (2007).
     """
-    problems, length, dim = rows.shape
+    problems, _, dim = rows.shape
     restarts = uniforms.shape[1]
     norms = rows.square().sum(-1, keepdim=True)  # (Q, L, 1)
     problem = torch.arange(problems, device=rows.device)[:, None]
@@ -55,13 +57,14 @@ def kmeans_starts(rows: Tensor, present: Tensor, components: int, uniforms: Tens
         closest = closest.minimum(gap.masked_fill(gap <= _EQUAL * scale, 0.0))
         potential = closest * present[..., None]
 
-    clusters = _nearest(rows, centres, found)
+    # Lloyd steps choose a start and no more: single precision is enough for them.
+    single = rows.float()
+    clusters = _nearest(single, centres.float(), found)
     for _ in range(_LLOYD_STEPS):
-        members = F.one_hot(clusters, components).to(rows.dtype) * present[:, None, :, None]  # (Q, R, L, K)
-        sizes = members.sum(2)
-        flat = members.permute(0, 1, 3, 2).reshape(problems, restarts * components, length)
-        centres = (flat @ rows).view_as(centres) / sizes.clamp_min(1.0)[..., None]
-        previous, clusters = clusters, _nearest(rows, centres, sizes > 0)
+        members = _members(clusters, present, components, single.dtype)
+        sizes = members.sum(-1).view(problems, restarts, components)
+        centres = (members @ single).view_as(centres) / sizes.clamp_min(1.0)[..., None]
+        previous, clusters = clusters, _nearest(single, centres, sizes > 0)
         if torch.equal(previous, clusters):
             break
     return clusters
@@ -72,8 +75,9 @@ def improve_partitions(
 ) -> Tensor:
     """Raise the likelihood of one partition of each problem until no move of the search helps.
 
-    The moves: any single sample to another cluster; and, where a cluster of one sample is allowed, the cheapest
-    merge of two clusters with the sample that gains most taking the free place, followed by single moves.
+    The moves: any single sample to another cluster; and, where a cluster of one sample is allowed, the
+    cheapest merge of two clusters with the sample that gains most taking the free place, followed by single
+    moves.
 
     Args:
         rows: shape (Q, L, D), float64.
@@ -86,20 +90,38 @@ def improve_partitions(
     Returns:
         Partitions of the same shape, none of lower likelihood than the one given.
     """
-    best = clusters.clone()
-    score = _move_samples(rows, present, best, components, floor, smallest)
+    scaled = rows / math.sqrt(floor)
+    stack = torch.cat([scaled, scaled.square()], dim=-1)
+    data = _Problems(components, present, stack, scaled.float())
+    best, score = _move_samples(data, clusters, smallest)
     if smallest > 1:
         return best
     active = torch.arange(len(rows), device=rows.device)
     for _ in range(2 * components):
-        trial = _split_off(rows[active], present[active], best[active], components, floor)
-        reached = _move_samples(rows[active], present[active], trial, components, floor, smallest)
+        trial, reached = _move_samples(data, _split_off(data, best[active]), smallest)
         better = reached > score[active] + _PROGRESS * score[active].abs()
         active = active[better]
         best[active], score[active] = trial[better], reached[better]
         if len(active) == 0:
             break
+        data = data.only(better)
     return best
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """Samples of Q problems in units of the floor, so that the formulas below have a floor of 1."""
+
+    components: int
+    present: Tensor  # (Q, L)
+    stack: Tensor  # (Q, L, 2 D): samples and their squares
+    single: Tensor  # (Q, L, D): samples, float32
+
+    def only(self, keep: Tensor) -> _Problems:
+        """Return the problems where ``keep`` is true."""
+        if bool(keep.all()):
+            return self
+        return _Problems(self.components, self.present[keep], self.stack[keep], self.single[keep])
 
 
 def _nearest(rows: Tensor, centres: Tensor, alive: Tensor) -> Tensor:
@@ -110,100 +132,104 @@ def _nearest(rows: Tensor, centres: Tensor, alive: Tensor) -> Tensor:
     return (score.view(problems, -1, restarts, components) + offset[:, None]).argmax(-1).transpose(1, 2)
 
 
-def _move_samples(
-    rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float, smallest: float
-) -> Tensor:
-    """Apply moves of single samples to ``clusters`` in place; return the likelihood reached, shape (Q,)."""
-    total = present.sum(-1)
-    score = _partition_score(rows, present, clusters[:, None], components, floor)[:, 0]
-    active = torch.arange(len(rows), device=rows.device)
+def _move_samples(data: _Problems, clusters: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """Move single samples until nothing improves; return the partitions and their log-likelihoods, (Q,)."""
+    out, final = clusters.clone(), _partition_score(data, clusters[:, None])[:, 0]
+    clusters, score = out.clone(), final.clone()
+    index = torch.arange(len(out), device=out.device)
+    running = torch.ones_like(index, dtype=torch.bool)
+    shares = torch.tensor([1.0, 0.25, 0.0625, 0.0], device=out.device)
     for _ in range(_MOVE_ROUNDS):
-        data, here, now = rows[active], present[active], clusters[active]
-        gain, target = _move_gains(data, here, now, components, floor, smallest).max(-1)
-        gain, order = gain.sort(dim=-1, descending=True, stable=True)
+        gain, target = _move_gains(data, clusters, smallest).max(-1)
+        rank = gain.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         rising = (gain > 0).sum(-1, keepdim=True)
-        # The gains hold for one move at a time. All rising moves together, a quarter of them, and so on down to
-        # the best alone are scored exactly, and the best of these is taken: the likelihood cannot fall.
-        rank = order.argsort(dim=-1)
-        shares = torch.tensor([1.0, 0.25, 0.0625, 0.0], device=rows.device)
+        # The gains hold for one move at a time. All rising moves together, a quarter of them, and so on down
+        # to the best alone are scored exactly, and the best of these is taken: the likelihood cannot fall.
         taken = (rising * shares).ceil().clamp_min(1).minimum(rising)  # (Q, T)
-        moved = torch.where(rank[:, None] < taken[..., None], target[:, None], now[:, None])  # (Q, T, L)
-        reached, choice = _partition_score(data, here, moved, components, floor).max(-1)
-        better = reached > score[active] + _PROGRESS * score[active].abs()
-        active = active[better]
-        if len(active) == 0:
+        moved = torch.where(rank[:, None] < taken[..., None], target[:, None], clusters[:, None])  # (Q, T, L)
+        reached, choice = _partition_score(data, moved).max(-1)
+        running = running & (reached > score + _PROGRESS * score.abs())
+        left = int(running.sum())
+        if left == 0:
             break
-        clusters[active] = moved[better, choice[better]]
-        score[active] = reached[better]
-    return score / total
+        at = running.nonzero()[:, 0]
+        clusters[at], score[at] = moved[at, choice[at]], reached[at]
+        out[index[at]], final[index[at]] = clusters[at], score[at]
+        # Dropping problems copies the samples of the others: worth it once half of them have ended.
+        if 2 * left <= len(index):
+            data, clusters, score, index = data.only(running), clusters[at], score[at], index[at]
+            running = running[at]
+    return out, final
 
 
-def _split_off(rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float) -> Tensor:
+def _split_off(data: _Problems, clusters: Tensor) -> Tensor:
     """Merge the two clusters that lose least, and give the free place to the sample that gains most."""
-    counts, sums, squares = _moments(rows, present, clusters[:, None], components)
-    counts, sums, squares = counts[:, 0], sums[:, 0], squares[:, 0]
-    own = _cluster_score(counts, *_mean_variance(counts, sums, squares), floor)
-    u, v = torch.triu_indices(components, components, 1, device=rows.device)
-    joint = (counts[:, u] + counts[:, v], sums[:, u] + sums[:, v], squares[:, u] + squares[:, v])
-    cost = own[:, u] + own[:, v] - _cluster_score(joint[0], *_mean_variance(*joint), floor)
+    counts, moments = (value[:, 0] for value in _moments(data, clusters[:, None]))
+    own = _cluster_score(counts, _mean_variance(counts, moments)[1])
+    u, v = torch.triu_indices(data.components, data.components, 1, device=clusters.device)
+    joint = counts[:, u] + counts[:, v]
+    cost = (
+        own[:, u] + own[:, v] - _cluster_score(joint, _mean_variance(joint, moments[:, u] + moments[:, v])[1])
+    )
     pair = cost.argmin(-1)
     into, free = u[pair][:, None], v[pair][:, None]
     merged = torch.where(clusters == free, into, clusters)
-    gains = _move_gains(rows, present, merged, components, floor, 1.0)
-    alone = gains.gather(-1, free[:, None].expand(-1, rows.shape[1], 1))[..., 0].argmax(-1, keepdim=True)
+    gains = _move_gains(data, merged, 1.0)
+    alone = gains.gather(-1, free[:, None].expand(-1, clusters.shape[1], 1))[..., 0].argmax(-1, keepdim=True)
     return merged.scatter(1, alone, free)
 
 
-def _move_gains(
-    rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float, smallest: float
-) -> Tensor:
-    """Exact change of the partition's log-likelihood for each single move, shape (Q, L, K); -inf where barred."""
-    counts, sums, squares = (m[:, 0] for m in _moments(rows, present, clusters[:, None], components))
-    mean, variance = _mean_variance(counts, sums, squares)  # (Q, K, D)
-    own = _cluster_score(counts, mean, variance, floor)
-    spread = (rows[:, :, None] - mean[:, None]).square_()  # (Q, L, K, D)
-    index = clusters[..., None]
-    mine = spread.gather(2, index[..., None].expand(-1, -1, 1, rows.shape[-1]))[:, :, 0]
-    size = counts.gather(1, clusters)  # (Q, L)
+def _move_gains(data: _Problems, clusters: Tensor, smallest: float) -> Tensor:
+    """Change of the log-likelihood for each single move, shape (Q, L, K), float32; -inf where barred."""
+    counts, moments = (value[:, 0] for value in _moments(data, clusters[:, None]))
+    exact_mean, exact_variance = _mean_variance(counts, moments)  # (Q, K, D)
+    own = _cluster_score(counts, exact_variance).float()
+    counts, mean, variance = counts.float(), exact_mean.float(), exact_variance.float()
+    problem = torch.arange(len(clusters), device=clusters.device)[:, None]
+    sample = torch.arange(clusters.shape[1], device=clusters.device)
+    joined = (data.single[:, :, None] - mean[:, None]).square_()  # (Q, L, K, D)
+    without = joined[problem, sample, clusters]
+    size = counts[problem, clusters]  # (Q, L)
     rest = (size - 1.0).clamp_min(1.0)[..., None]
-    own_variance = variance.gather(1, index.expand(-1, -1, rows.shape[-1]))
-    without = (own_variance - mine.div_(rest)).clamp_min_(0.0).mul_(size[..., None] / rest)
-    leave = _cluster_score(size - 1.0, mine, without, floor) - own.gather(1, clusters)
-    grown = (counts + 1.0)[:, None]  # (Q, 1, K)
-    joined = spread.div_(grown[..., None]).add_(variance[:, None]).mul_((counts[:, None] / grown)[..., None])
-    gains = leave[..., None] + _cluster_score(grown, mean, joined, floor) - own[:, None]
-    barred = (~present | (size - 1.0 < smallest))[..., None] | (
-        index == torch.arange(components, device=rows.device)
+    without = (
+        without.div_(-rest).add_(variance[problem, clusters]).clamp_min_(0.0).mul_(size[..., None] / rest)
+    )
+    leave = _cluster_score(size - 1.0, without) - own[problem, clusters]
+    grown = (counts + 1.0)[:, None, :, None]  # (Q, 1, K, 1)
+    joined = joined.div_(grown).add_(variance[:, None]).mul_(counts[:, None, :, None] / grown)
+    gains = leave[..., None] + _cluster_score(grown[..., 0], joined) - own[:, None]
+    barred = (~data.present | (size - 1.0 < smallest))[..., None] | (
+        clusters[..., None] == torch.arange(data.components, device=clusters.device)
     )
     return gains.masked_fill(barred, -torch.inf)
 
 
-def _partition_score(
-    rows: Tensor, present: Tensor, clusters: Tensor, components: int, floor: float
-) -> Tensor:
+def _partition_score(data: _Problems, clusters: Tensor) -> Tensor:
     """Log-likelihood of T partitions of each problem, up to a constant of the problem, shape (Q, T)."""
-    counts, sums, squares = _moments(rows, present, clusters, components)
-    return _cluster_score(counts, *_mean_variance(counts, sums, squares), floor).sum(-1)
+    counts, moments = _moments(data, clusters)
+    return _cluster_score(counts, _mean_variance(counts, moments)[1]).sum(-1)
 
 
-def _moments(
-    rows: Tensor, present: Tensor, clusters: Tensor, components: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts (Q, T, K), sums and sums of squares (Q, T, K, D) of the clusters of T partitions."""
-    problems, trials, length = clusters.shape
-    members = F.one_hot(clusters, components).to(rows.dtype) * present[:, None, :, None]
-    flat = members.permute(0, 1, 3, 2).reshape(problems, trials * components, length)
-    shape = (problems, trials, components, rows.shape[-1])
-    return members.sum(2), (flat @ rows).view(shape), (flat @ rows.square()).view(shape)
+def _moments(data: _Problems, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts (Q, T, K) and sums of values and squares (Q, T, K, 2 D) of the clusters of T partitions."""
+    members = _members(clusters, data.present, data.components, data.stack.dtype)
+    shape = (*clusters.shape[:2], data.components)
+    return members.sum(-1).view(shape), (members @ data.stack).view(*shape, -1)
 
 
-def _mean_variance(counts: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    size = counts.clamp_min(1.0)[..., None]
-    mean = sums / size
-    return mean, (squares / size - mean.square()).clamp_min_(0.0)
+def _members(clusters: Tensor, present: Tensor, components: int, dtype: torch.dtype) -> Tensor:
+    """Indicator of each cluster, shape (Q, T * K, L), zero on the padding."""
+    names = torch.arange(components, device=clusters.device)[:, None]
+    members = (clusters[:, :, None] == names) & present[:, None, None]
+    return members.flatten(1, 2).to(dtype)
 
 
-def _cluster_score(counts: Tensor, mean: Tensor, variance: Tensor, floor: float) -> Tensor:
-    """``n_k (ln n_k - 1/2 sum_q (ln s2_q + v_q / s2_q))`` with ``s2 = max(v, floor)``; zero for an empty cluster."""
-    floored = variance.clamp_min(floor)
-    return torch.special.xlogy(counts, counts) - 0.5 * counts * (floored.log() + variance / floored).sum(-1)
+def _mean_variance(counts: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    mean, square = (moments / counts.clamp_min(1.0)[..., None]).chunk(2, dim=-1)
+    return mean, (square - mean.square()).clamp_min_(0.0)
+
+
+def _cluster_score(counts: Tensor, variance: Tensor) -> Tensor:
+    """``n (ln n - 1/2 sum_q (ln s2_q + v_q / s2_q))`` with ``s2 = max(v, 1)``; zero for an empty cluster."""
+    spread = variance.clamp_min(1.0).log_().sum(-1) + variance.clamp_max(1.0).sum(-1)
+    return counts * counts.clamp_min(1.0).log() - 0.5 * counts * spread

@@ -16,8 +16,8 @@ def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
     Equations 11 and 12 of the GFPL paper: ``mu_b = z_b / max(|z_b|, 1e-12)`` and
     ``L_DR = 1 / (2 B) sum_b (v_{y_b} . mu_b - 1)^2``.
 
-    A projection shorter than 1e-12 has no direction: its value follows the formula, its gradient is set to zero,
-    where equation 11 would give one of the order of 1e12.
+    A projection shorter than 1e-12 has no direction: its value follows the formula, its gradient is set to
+    zero, where equation 11 would give one of the order of 1e12.
 
     Args:
         projected: output of the projection layer, shape (B, P), not normalised.
@@ -73,8 +73,8 @@ def hybrid_loss(
         )
     if logits.shape != (batch, classes) or labels.shape != (batch,):
         raise ValueError(
-            f"logits and labels must have shapes {(batch, classes)} and {(batch,)} to match projected and etf, "
-            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+            f"logits and labels must have shapes {(batch, classes)} and {(batch,)} "
+            f"to match projected and etf, got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     if not dr_weight >= 0:
         raise ValueError(f"dr_weight must be at least 0, got {dr_weight}")

@@ -15,20 +15,21 @@ _KEYS = ("labels", "counts", "means", "variances")
 class GaussianPrototypes:
     """Diagonal Gaussian components of all classes, one row a component.
 
-    Class c is the mixture ``sum_k w_k N(means_k, diag(variances_k))`` over the rows labelled c, with the mixing
-    weights ``w_k = counts_k / sum of counts of class c``: equation 4 of the GFPL paper. Rows need no order and
-    classes may hold different numbers of components, so that sites are joined by concatenation alone.
+    Class c is the mixture ``sum_k w_k N(means_k, diag(variances_k))`` over the rows labelled c, with the
+    mixing weights ``w_k = counts_k / sum of counts of class c``: equation 4 of the GFPL paper. Rows need no
+    order and classes may hold different numbers of components, so that sites are joined by concatenation
+    alone.
 
     Args:
         labels: class of each row, shape (N,), int64, at least 0.
-        counts: samples that each row stands for, shape (N,), above 0; fractions are allowed. Kept in the dtype
-            of ``means``.
+        counts: samples that each row stands for, shape (N,), above 0; fractions are allowed. Kept in the
+            dtype of ``means``.
         means: shape (N, D), floating point, in units of the features.
         variances: shape (N, D), in squared units of the features, above 0; dtype of ``means``.
 
     Raises:
-        ValueError: a field has the wrong type, dtype, shape or device, or a row holds a value that is not finite
-            or out of range; the message names the row, its class and the value.
+        ValueError: a field has the wrong type, dtype, shape or device, or a row holds a value that is not
+            finite or out of range; the message names the row, its class and the value.
 
     Source: Lu et al., "GFPL" (arXiv 2602.21873), section 3.2 and equation 4. A bank without rows is legal and
     keeps its dimension.
@@ -62,21 +63,21 @@ class GaussianPrototypes:
     @property
     def classes(self) -> tuple[int, ...]:
         """Classes that have at least one row, in increasing order."""
-        return tuple(self.labels.unique().tolist())
+        return tuple(torch.unique(self.labels).tolist())
 
     @property
     def weights(self) -> Tensor:
         """Mixing weight of each row inside its class, shape (N,), summing to 1 in each class."""
-        _, group = self.labels.unique(return_inverse=True)
+        _, group = torch.unique(self.labels, return_inverse=True)
         totals = torch.zeros_like(self.counts).index_add_(0, group, self.counts)
         return self.counts / totals[group]
 
     def of_class(self, label: int) -> GaussianPrototypes:
-        """Return the rows of one class in the order they stand; no rows if the bank does not hold the class."""
+        """Return the rows of one class in their order; no rows if the bank does not hold the class."""
         return self._rows(self.labels == label)
 
     def canonical(self) -> GaussianPrototypes:
-        """Return the same rows by class, then decreasing count, then mean and variance, coordinate by coordinate.
+        """Return the same rows by class, then decreasing count, then mean and variance by coordinate.
 
         Two banks that hold the same rows in different orders give the same tensors, bit for bit.
         """

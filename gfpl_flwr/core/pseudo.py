@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .prototypes import GaussianPrototypes
+from gfpl_flwr.core.prototypes import GaussianPrototypes
 
 
 def sample(
@@ -24,12 +24,12 @@ def sample(
         bank: the mixtures, dimension D.
         per_class: features drawn from each class, at least 0.
         generator: source of all draws; the result depends on its state, the bank and ``per_class`` alone.
-        clamp_min: lower bound applied to every coordinate, in units of the features; ``0.0`` for features that
-            come out of a ReLU. None applies none.
+        clamp_min: lower bound applied to every coordinate, in units of the features; ``0.0`` for features
+            that come out of a ReLU. None applies none.
 
     Returns:
-        Features, shape (per_class * number of classes, D), in the dtype and on the device of the bank, and their
-        labels, int64; sorted by class, to be shuffled by the caller.
+        Features, shape (per_class * number of classes, D), in the dtype and on the device of the bank, and
+        their labels, int64; sorted by class, to be shuffled by the caller.
 
     Raises:
         ValueError: ``per_class`` is negative.
@@ -42,7 +42,7 @@ def sample(
     if per_class == 0 or len(bank) == 0:
         return bank.means.new_empty(0, bank.dim), bank.labels.new_empty(0)
     order = bank.labels.argsort(stable=True)
-    classes, group, sizes = bank.labels[order].unique(return_inverse=True, return_counts=True)
+    classes, group, sizes = torch.unique(bank.labels[order], return_inverse=True, return_counts=True)
     first = sizes.cumsum(0) - sizes
     place = torch.arange(len(bank), device=device) - first[group]
     weights = torch.zeros(len(classes), int(sizes.max()), dtype=torch.float64, device=device)

@@ -1,13 +1,14 @@
-"""The Control API of a SuperLink: what ``flwr run``, ``list``, ``log`` and ``stop`` call, without a process each.
+"""The Control API of a SuperLink: what ``flwr run``, ``list``, ``log`` and ``stop`` call, without a process.
 
-Each of those commands costs 2.7 s of a core for its imports, and a small run takes little more; a request costs
-milliseconds. The bundle and the requests are made by Flower's own functions, so a run is the one that ``flwr run``
-would have started. They are internal to Flower 1.41, and only this module uses them.
+Each of those commands costs 2.7 s of a core for its imports, and a small run takes little more; a request
+costs milliseconds. The bundle and the requests are made by Flower's own functions, so a run is the one that
+``flwr run`` would have started. They are internal to Flower 1.41, and only this module uses them.
 """
 
 import contextlib
 import hashlib
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,7 +89,7 @@ class Control:
             federation=group,
             override_federation_config=simulation_config_from_json(dict(simulation)) if simulation else None,
         )
-        with self._one_line("the SuperLink at {} refused the run"):
+        with self._one_line("no run started by the SuperLink at {}"):
             response = self._client.StartRun(request)
         if not response.HasField("run_id"):
             raise LaunchError(f"the SuperLink at {self._address} started no run")
@@ -171,7 +172,7 @@ def local_control(address: str) -> Control:
 
 
 def remote_control(federation: Federation) -> Control:
-    """Return the Control API of a SuperLink that runs already, with the user's ``flwr login`` if there is one.
+    """Return the Control API of a SuperLink that runs already, with the user's ``flwr login`` if any.
 
     Raises:
         LaunchError: its certificate cannot be read.
@@ -204,7 +205,10 @@ def bundle_app(app_dir: Path) -> bytes:
         ValueError: it is not a valid Flower app, with Flower's reason.
     """
     try:
-        return build_fab_from_disk(app_dir)
+        # Flower calls a library of its own in a way that is deprecated: nothing to our users.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return build_fab_from_disk(app_dir)
     except (click.ClickException, click.exceptions.Exit, ValueError, OSError) as error:
         reason = error.message if isinstance(error, click.ClickException) else str(error)
         raise ValueError(f"{app_dir} is not a valid Flower app: {one_line(reason)}") from None

@@ -24,8 +24,8 @@ def one_line(text: str) -> str:
 def cause_of(log: str, details: str = "") -> str:
     """Return the exception that ended a run, type and message.
 
-    Of a chain of exceptions it is the last, which the app chose to raise, except where that is one of Flower's
-    wrappers, which say nothing.
+    Of a chain of exceptions it is the last, which the app chose to raise, except where that is a wrapper of
+    Flower's, which says nothing.
 
     Args:
         log: what the ServerApp's process printed, tracebacks included.

@@ -92,13 +92,13 @@ def read_federations(path: Path) -> dict[str, Federation]:
     """Read every federation of a file.
 
     Args:
-        path: of a TOML file with tables ``[superlink]`` and ``[superlink.NAME]``, as Flower's ``config.toml``.
+        path: of a TOML file with tables ``[superlink]`` and ``[superlink.NAME]``, like Flower's own.
 
     Returns:
         Federations by name, in the file's order.
 
     Raises:
-        ValueError: no such file, no valid TOML, a key or value that Flower would not take; names file and key.
+        ValueError: no such file, no valid TOML, a key or value that Flower does not take; names file and key.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def select_federation(federations: Mapping[str, Federation], name: str = "") -> 
     """Return the federation of a name, or the default one.
 
     Raises:
-        ValueError: no federation has that name, or no name was given and there is no default; lists the known.
+        ValueError: no federation has that name, or none was given and there is no default; lists the known.
     """
     known = ", ".join(federations) or "none"
     if name:
@@ -187,6 +187,7 @@ def _checked(key: str, value: Any, kind: type, least: float | None = None) -> An
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{key} must be {kind.__name__}, got {value!r}")
-    if least is not None and not value >= least:
+    checked = kind(value)
+    if least is not None and not checked >= least:
         raise ValueError(f"{key} must be >= {least}, got {value!r}")
-    return kind(value)
+    return checked

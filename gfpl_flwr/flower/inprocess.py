@@ -17,6 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from gfpl_flwr.flower.client import build_client_app
+from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run
 
@@ -116,12 +117,12 @@ class InProcessGrid(Grid):
         return reply
 
 
-def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[dict[str, Any]], None] | None = None) -> RunFolder:
+def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress], None] | None = None) -> RunFolder:
     """Run a whole federation in this process.
 
     Args:
         flat: the run's flat configuration; ``num-sites = 0`` means :data:`DEFAULT_SITES`.
-        on_progress: called with a dict after every reply and visit.
+        on_progress: called after every reply and every visit; they are logged by default.
 
     Returns:
         The run's folder.

@@ -32,7 +32,8 @@ class Outcome:
         reason: why it failed or was stopped, on one line; empty if it completed.
         run_id: Flower's.
         seconds: wall time by phase: ``superlink`` until it answered, ``submit`` bundle and request, ``start``
-            until the ServerApp's process had begun, ``run`` until its end (Ray's start included), ``shutdown``.
+            until the ServerApp's process had begun, ``run`` until its end, Ray's start included, and
+            ``shutdown``.
     """
 
     status: str

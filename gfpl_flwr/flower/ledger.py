@@ -41,14 +41,12 @@ class Ledger:
         """Sites that answered or failed so far."""
         return len(self.good) + len(self.failures)
 
-    def accuracy(self, head: str) -> dict[str, float]:
-        """Unweighted mean and standard deviation over sites of the latest accuracy; empty without one.
+    def accuracy(self, head: str) -> tuple[float | None, float | None]:
+        """Return unweighted mean and standard deviation over sites of the latest accuracy; None without one.
 
         Flower's own aggregation would weight sites by their samples.
         """
-        values = [latest_accuracy(answer.reply, head) for answer in self.answers]
-        mean, std = mean_and_std(values)
-        return {} if mean is None or std is None else {"accuracy-mean": mean, "accuracy-std": std}
+        return mean_and_std([latest_accuracy(answer.reply, head) for answer in self.answers])
 
     def line(self, visit: Visit, fusion: dict[str, Any] | None) -> dict[str, Any]:
         """Return the visit's line of ``rounds.jsonl``."""

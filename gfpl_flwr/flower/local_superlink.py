@@ -1,10 +1,9 @@
 """A SuperLink of our own: started as a child, known by its mark, ended together with all that it started.
 
-Flower's command line starts a local SuperLink that outlives its runs, in the environment of whoever came first,
-on one fixed port. This one has a folder, a port and an environment of its own. The folder's path stands as
-``FLWR_HOME`` in the environment of every process below it (SuperExec, simulation, Ray's daemons and workers),
-which tells each of them from anybody else's, whatever its parent is; so none is left after
-:meth:`LocalSuperLink.end`.
+Flower's command line starts a local SuperLink that outlives its runs, in the environment of whoever came
+first, on one fixed port. This one has a folder, a port and an environment of its own. The folder's path is
+the ``FLWR_HOME`` of every process below it (SuperExec, simulation, Ray's daemons and workers), which tells
+each from anybody else's, whatever its parent is; so none is left after :meth:`LocalSuperLink.end`.
 """
 
 import contextlib
@@ -223,7 +222,7 @@ def marked_processes(home: Path) -> list[int]:
 
 def _reserve_port() -> tuple[int, socket.socket]:
     holder = socket.socket()
-    # A port that is bound, and does not listen, goes to nobody else; Linux lets the SuperLink bind it all the same.
+    # A port that is bound but silent goes to nobody else; Linux lets the SuperLink bind it all the same.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
     port: int = holder.getsockname()[1]

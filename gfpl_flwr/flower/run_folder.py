@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from gfpl_flwr import __version__
+from gfpl_flwr.algorithms import defaults
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_json, write_tensors
 
@@ -28,6 +29,13 @@ FREE_KEYS = {
     "quorum",
     "device",
 }
+
+
+def run_path(config: RunConfig) -> Path:
+    """Return the absolute path of a run's folder; without a name it is made of algorithm, data and time."""
+    dataset = config.dataset.rstrip("/").rpartition("/")[2].replace(":", "-")
+    name = config.name or f"{config.algorithm}-{dataset}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return Path(config.output_dir).expanduser().resolve() / name
 
 
 class RunFolder:
@@ -61,16 +69,11 @@ class RunFolder:
         Raises:
             ConfigError: the name is taken; or there is nothing to resume, or it had another configuration.
         """
-        started = datetime.now(UTC)
-        dataset = config.dataset.rstrip("/").rpartition("/")[2]
-        name = config.name or f"{config.algorithm}-{dataset}-{started:%Y%m%d-%H%M%S}".replace(":", "-")
-        path = Path(config.output_dir).expanduser().resolve() / name
+        path = run_path(config)
         if config.resume:
-            return cls._resume(path, flat, state_name)
-        if (path / ROUNDS).exists():
-            raise ConfigError(
-                f"name = {name!r}: {path} already holds a run; choose another name or set resume = true"
-            )
+            return cls(path, cls.check(config, flat), state_name)
+        cls.check(config, flat)
+        started, name = datetime.now(UTC), path.name
         path.mkdir(parents=True, exist_ok=True)
         key = f"{name}-{started:%Y%m%d%H%M%S%f}"
         versions = {"python": platform.python_version()}
@@ -83,27 +86,40 @@ class RunFolder:
             "engine": engine,
             "command": command,
             "started": started.isoformat(timespec="seconds"),
-            "config": dict(flat),
+            "config": defaults() | dict(flat),
         }
         write_json(path / CONFIG, facts)
         (path / ROUNDS).touch()
         return cls(path, key, state_name)
 
-    @classmethod
-    def _resume(cls, path: Path, flat: Mapping[str, Any], state_name: str) -> "RunFolder":
+    @staticmethod
+    def check(config: RunConfig, flat: Mapping[str, Any]) -> str:
+        """Check that a run can have its name, or that the run to be resumed is there and was the same.
+
+        Returns:
+            The key of the run to be resumed; empty for a new one.
+
+        Raises:
+            ConfigError: as :meth:`open`.
+        """
+        path = run_path(config)
+        if not config.resume:
+            if (path / ROUNDS).exists():
+                raise ConfigError(
+                    f"name = {path.name!r}: {path} already holds a run; choose another name or set resume = true"
+                )
+            return ""
         try:
             facts = json.loads((path / CONFIG).read_text())
         except (OSError, ValueError):
             raise ConfigError(f"resume = true: {path} holds no run to resume") from None
-        was = facts["config"]
-        changed = sorted(
-            key for key in was.keys() | flat.keys() if was.get(key) != flat.get(key) and key not in FREE_KEYS
-        )
-        if changed:
-            listed = ", ".join(f"{key} = {flat.get(key)!r} (was {was.get(key)!r})" for key in changed)
+        was, now = facts["config"], defaults() | dict(flat)
+        keys = (was.keys() | now.keys()) - FREE_KEYS
+        if changed := sorted(key for key in keys if was.get(key) != now.get(key)):
+            listed = ", ".join(f"{key} = {now.get(key)!r} (was {was.get(key)!r})" for key in changed)
             raise ConfigError(f"resume = true: the run in {path} had another configuration: {listed}")
-        (path / SUMMARY).unlink(missing_ok=True)
-        return cls(path, facts["key"], state_name)
+        key: str = facts["key"]
+        return key
 
     def load_state(self) -> tuple[int, dict[str, Tensor]]:
         """Return the last checkpoint: index of its visit and the server's state; 0 and nothing before the first.
@@ -118,6 +134,7 @@ class RunFolder:
         except FileNotFoundError:
             state, facts = {}, {"visit": 0}
         visit = int(facts["visit"])
+        (self.path / SUMMARY).unlink(missing_ok=True)
         kept = []
         for line in (self.path / ROUNDS).read_text().splitlines():
             try:

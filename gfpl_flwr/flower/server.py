@@ -9,12 +9,14 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from gfpl_flwr.algorithms import GFPL, defaults, parse_run
+from gfpl_flwr.algorithms import GFPL, parse_run
 from gfpl_flwr.flower.client import architecture_of
+from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
 from gfpl_flwr.models import FEATURE_DIMS
 from gfpl_flwr.presets import preset_for
+from gfpl_flwr.report import write_report
 
 logger = logging.getLogger("flwr.gfpl")
 COMMAND = "GFPL_COMMAND"
@@ -28,7 +30,9 @@ def build_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         """Run all visits; the run's folder is the result."""
-        run(grid, context.run_config, engine="flower")
+        folder = run(grid, context.run_config, engine="flower")
+        if COMMAND not in os.environ:  # `gfpl` draws the figures itself
+            write_report(folder.path)
 
     return app
 
@@ -38,7 +42,7 @@ def run(
     flat: Mapping[str, Any],
     *,
     engine: str,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> RunFolder:
     """Run the configured algorithm on a grid, from the first visit or from a checkpoint.
 
@@ -46,7 +50,7 @@ def run(
         grid: Flower's, or the in-process one.
         flat: the run's flat configuration.
         engine: ``"flower"`` or ``"inprocess"``, for the record.
-        on_progress: called with a dict after every reply and visit.
+        on_progress: called after every reply and every visit; they are logged by default.
 
     Returns:
         The run's folder, with its report.
@@ -61,8 +65,7 @@ def run(
     )
     algorithm = algorithm.resolve(config, num_classes)
     command = os.environ.get(COMMAND) or " ".join(sys.argv)
-    whole = defaults() | dict(flat)
-    folder = RunFolder.open(config, whole, engine=engine, command=command, state_name=algorithm.state_name)
+    folder = RunFolder.open(config, flat, engine=engine, command=command, state_name=algorithm.state_name)
     logger.info("run folder: %s", folder.path)
     face = GFPLStrategy if isinstance(algorithm, GFPL) else VisitStrategy
     strategy = face(
@@ -71,7 +74,7 @@ def run(
         folder,
         feature_dim=FEATURE_DIMS[architecture_of(config)],
         num_classes=num_classes,
-        on_progress=on_progress or _log_progress,
+        on_progress=on_progress or logged(),
     )
     try:
         strategy.start(grid)
@@ -83,9 +86,3 @@ def run(
         raise
     folder.finish("completed", sites=strategy.expected)
     return folder
-
-
-def _log_progress(event: dict[str, Any]) -> None:
-    accuracy = f", accuracy {event['accuracy-mean']:.3f}" if "accuracy-mean" in event else ""
-    if event["event"] == "visit":
-        logger.info("visit %d/%d done%s", event["visit"], event["of"], accuracy)

@@ -4,8 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -15,6 +13,7 @@ from gfpl_flwr.algorithms import GFPL
 from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.ledger import Ledger
+from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.wire import (
     Order,
@@ -51,7 +50,7 @@ class VisitStrategy(Strategy):
         folder: of the run.
         feature_dim: D.
         num_classes: C; None where only the sites know.
-        on_progress: called with a dict after every reply and every visit.
+        on_progress: called after every reply and every visit.
     """
 
     def __init__(
@@ -62,14 +61,14 @@ class VisitStrategy(Strategy):
         *,
         feature_dim: int,
         num_classes: int | None,
-        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.config = config
         self.folder = folder
         self.feature_dim = feature_dim
         self.num_classes = num_classes
-        self.on_progress = on_progress or (lambda event: None)
+        self.on_progress = on_progress or (lambda progress: None)
         self.visits: Sequence[Visit] = algorithm.visits(config)
         self.state: dict[str, Tensor] = algorithm.initial()
         self.sites: dict[int, int | str] = {}  # node id to the site it answered for
@@ -130,9 +129,10 @@ class VisitStrategy(Strategy):
         ledger.seconds["aggregate"] = time.perf_counter() - start
         ledger.seconds["total"] = sum(ledger.seconds.values())
         self.folder.record(visit.index, ledger.line(visit, fusion), self.state)
-        self._tell("visit", visit.index)
-        metrics = ledger.accuracy(self.config.head)
-        return encode_tensors(self.state), MetricRecord(dict(metrics)) if metrics else None
+        self._tell(done=True)
+        mean, std = ledger.accuracy(self.config.head)
+        metrics = None if mean is None or std is None else MetricRecord({"accuracy-mean": mean, "accuracy-std": std})
+        return encode_tensors(self.state), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -176,7 +176,7 @@ class VisitStrategy(Strategy):
             began = time.perf_counter()
             messages = list(self.configure_train(index, arrays, ConfigRecord(), grid))
             sent = time.perf_counter()
-            self._exchange(grid, messages, index)
+            self._exchange(grid, messages)
             self._ledger.seconds = {"wait_for_nodes": sent - began, "sites": time.perf_counter() - sent}
             new_arrays, metrics = self.aggregate_train(index, [])
             arrays = arrays if new_arrays is None else new_arrays
@@ -211,7 +211,7 @@ class VisitStrategy(Strategy):
             )
         return nodes
 
-    def _exchange(self, grid: Grid, messages: list[Message], index: int) -> None:
+    def _exchange(self, grid: Grid, messages: list[Message]) -> None:
         size = size_of(messages[0])  # all carry the same content
         nodes = [message.metadata.dst_node_id for message in messages]
         self._ledger.sent = {
@@ -225,7 +225,7 @@ class VisitStrategy(Strategy):
             for message in came:
                 waiting.discard(message.metadata.reply_to_message_id)
                 self._receive(message)
-                self._tell("reply", index)
+                self._tell(done=False)
             if waiting and not came:
                 time.sleep(0.1)
 
@@ -277,9 +277,10 @@ class VisitStrategy(Strategy):
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
 
-    def _tell(self, event: str, index: int) -> None:
-        facts = {"event": event, "visit": index, "of": len(self.visits), "sites": self._ledger.heard}
-        self.on_progress({**facts, "expected": self.expected, **self._ledger.accuracy(self.config.head)})
+    def _tell(self, *, done: bool) -> None:
+        accuracy, std = self._ledger.accuracy(self.config.head)
+        heard = self._ledger.heard
+        self.on_progress(Progress(self._current, len(self.visits), heard, self.expected, accuracy, std, done))
 
 
 class GFPLStrategy(VisitStrategy):

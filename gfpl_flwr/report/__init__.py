@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gfpl_flwr.report.runs import Run, read_run
+from gfpl_flwr.report.reading import read_run
+from gfpl_flwr.report.runs import Run
+from gfpl_flwr.report.tables import comparison, csv, heads, markdown, visits
 
-__all__ = ["Run", "read_run", "write_report"]
+__all__ = ["Run", "comparison", "csv", "heads", "markdown", "read_run", "visits", "write_report"]
 
 
 def write_report(run_dir: str | Path, others: Sequence[str | Path] = ()) -> list[Path]:
@@ -23,7 +25,7 @@ def write_report(run_dir: str | Path, others: Sequence[str | Path] = ()) -> list
         ValueError: a folder is not that of a run, or a file in it is damaged.
     """
     # matplotlib takes half a second to import, and who prints a table does not need it.
-    from gfpl_flwr.report import figures
+    from gfpl_flwr.report import figures, site_figures
 
     folder = Path(run_dir)
     run = read_run(folder)
@@ -33,9 +35,9 @@ def write_report(run_dir: str | Path, others: Sequence[str | Path] = ()) -> list
         drawn = [run, *beside]
         written.append(figures.accuracy(drawn, folder / "accuracy.png"))
         written.append(figures.communication(drawn, folder / "communication.png"))
-        written.append(figures.sites(drawn, folder / "sites.png"))
+        written.append(site_figures.sites(drawn, folder / "sites.png"))
     if run.labels:
-        written.append(figures.labels(run, folder / "labels.png"))
+        written.append(site_figures.labels(run, folder / "labels.png"))
     if run.merges:
-        written.append(figures.merge(run, folder / "merge.png"))
+        written.append(site_figures.merge(run, folder / "merge.png"))
     return written

@@ -1,97 +1,70 @@
-"""Tables of finished or interrupted runs: for the terminal (rich), a README (Markdown), a machine (CSV)."""
+"""Tables of finished or interrupted runs: for the terminal (rich), a README (Markdown), a machine (CSV).
+
+The tables for the terminal fit 80 columns: what all runs share stands in the title, and names give way to
+numbers.
+"""
 
 import csv as csv_writer
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gfpl_flwr.report.formatting import NOTHING, human_bytes, human_seconds, percent
 from gfpl_flwr.report.runs import Run, display_names
 
-NOTHING = "–"
-COMPARISON_COLUMNS = (
-    "run",
-    "algorithm",
-    "data",
-    "sites",
-    "accuracy %",
-    "rounds to 99 %",
-    "messages",
-    "up",
-    "down",
-    "seconds",
-)
-TEXT_COLUMNS = ("run", "algorithm", "data", "head", "rounds")
-
-
-def human_bytes(count: int | float) -> str:
-    """Write a number of bytes with three significant digits and an SI unit (1 kB = 1000 bytes).
-
-    Args:
-        count: bytes, at least 0.
-
-    Returns:
-        For example ``0 B``, ``999 B``, ``1.23 MB``, ``140 kB``.
-    """
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    if value < 999.5:
-        return f"{value:.0f} B"
-    # 999.6 kB has to become 1.00 MB and not 1000 kB, hence the rounded comparison.
-    while value >= 999.5 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {units[0]}"
-
-
-def human_seconds(seconds: float) -> str:
-    """Write a duration in seconds with a precision that fits its size: ``0.42``, ``8.1``, ``1204``."""
-    return f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
-
-
-def percent(mean: float, std: float | None = None) -> str:
-    """Write a fraction in percent with two decimals, and ``± std`` when it is given; a dash for NaN."""
-    if math.isnan(mean):
-        return NOTHING
-    return f"{100 * mean:.2f}" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f}"
+ACCURACY = "accuracy (%),\nmean ± std\nover sites"
+SETTINGS = ("algorithm", "data", "sites")
+NUMBERS = (ACCURACY, "rounds\nto 99 %", "messages", "up", "down", "time\n(s)")
+TEXT_COLUMNS = ("run", *SETTINGS, "head", "rounds")
 
 
 def comparison(runs: Sequence[Run]) -> Table:
     """Build the table that sets runs side by side, one row a run.
 
     Accuracy is the unweighted mean ± population standard deviation over sites, in percent; up and down are
-    what all sites together sent and received, as measured on the messages.
+    what all sites together sent and received, as measured on the messages. The settings that all runs share
+    are in the title, those that differ below the name of the run.
 
     Args:
         runs: the runs, in the order of the rows.
 
     Returns:
-        A table for ``rich.print``; its caption explains the marks that occur.
+        A table for ``rich.print``; its caption says what was exchanged and explains the marks that occur.
     """
-    table = _table(COMPARISON_COLUMNS, caption=_caption(runs))
-    for cells in _comparison_cells(runs):
-        table.add_row(*map(Text, cells))
+    shared = _shared(runs)
+    table = _table(("run", *NUMBERS), title=_title(shared), caption="\n".join(_notes(runs)))
+    for row in _rows(runs):
+        name = Text(row["run"])
+        own = [row[key] for key in SETTINGS if key not in shared and row[key] != row["run"]]
+        name.append("".join(f"\n{setting}" for setting in own), style="dim")
+        table.add_row(name, *(Text(row[column]) for column in NUMBERS))
     return table
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Write the table of :func:`comparison` in Markdown, its caption below it.
+    """Write the table of :func:`comparison` in Markdown: the title above it, a list of notes below it.
 
     Args:
         runs: the runs, in the order of the rows.
 
     Returns:
-        Lines that end with a newline.
+        Lines that end with a newline; a setting that not all runs share has a column.
     """
-    rule = [":---" if name in TEXT_COLUMNS else "---:" for name in COMPARISON_COLUMNS]
-    rows = [list(COMPARISON_COLUMNS), rule, *_comparison_cells(runs)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    caption = _caption(runs)
-    return "\n".join(lines + (["", caption] if caption else [])) + "\n"
+    shared = _shared(runs)
+    columns = ["run", *(key for key in SETTINGS if key not in shared), *NUMBERS]
+    rule = [":---" if name in TEXT_COLUMNS else "---:" for name in columns]
+    rows = [[" ".join(name.split()) for name in columns], rule]
+    rows += [[row[name].replace("|", "\\|") for name in columns] for row in _rows(runs)]
+    title, notes = _title(shared), _notes(runs)
+    lines = [title, ""] if title else []
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *("- " + note.replace("*", "\\*") for note in notes)] if notes else []
+    return "\n".join(lines) + "\n"
 
 
 def csv(runs: Sequence[Run]) -> str:
@@ -112,7 +85,7 @@ def csv(runs: Sequence[Run]) -> str:
 
 
 def visits(run: Run) -> Table:
-    """Build the log of a run, one row a visit: rounds, messages, bytes, fusion, accuracy and failures.
+    """Build the log of a run, one row a visit: rounds, replies, bytes, fusion and accuracy.
 
     The accuracies belong to the last round of the visit: after local training and, where the next visit
     retrained on what was exchanged, after that.
@@ -125,26 +98,22 @@ def visits(run: Run) -> Table:
     """
     trained = {point.round: point.mean for point in run.before_retraining()}
     curve = {point.round: point.mean for point in run.curve()}
-    columns = ["visit", "rounds", "messages", "up", "down", "components", "accuracy %"]
-    columns += ["retrained %"] if run.retrained_rounds else []
-    table = _table([*columns, "failed", "seconds"], title=f"{run.name}: visits")
+    columns = ["visit", "rounds", "replies", "up", "down", "fused", "trained\n(%)"]
+    columns += ["retrained\n(%)"] if run.retrained_rounds else []
+    caption = "Accuracy: unweighted mean over sites after the last round of the visit."
+    table = _table([*columns, "time\n(s)"], title=f"{run.name}: visits", caption=caption)
     for visit in run.visits:
         local, last, merge = visit.first_round <= visit.last_round, visit.last_round, visit.merge
-        span = (
-            f"{visit.first_round}–{last}"
-            if visit.first_round < last
-            else str(last)
-            if local
-            else "retraining"
-        )
-        cells = [str(visit.visit), span, str(visit.traffic["messages"])]
+        span = str(last) if local else "retrain"
+        span = f"{visit.first_round}–{last}" if visit.first_round < last else span
+        replied = sum(reply.ok for reply in visit.sites)
+        cells = [str(visit.visit), span, f"{replied}/{len(visit.sites)}"]
         cells += [human_bytes(visit.traffic["bytes_up"]), human_bytes(visit.traffic["bytes_down"])]
         cells += [f"{merge.components_in} → {merge.components_out}" if merge else NOTHING]
         cells += [percent(trained[last]) if local and last in trained else NOTHING]
         if run.retrained_rounds:
             cells += [percent(curve[last]) if local and last in run.retrained_rounds else NOTHING]
-        cells += [str(sum(not reply.ok for reply in visit.sites)), human_seconds(visit.seconds)]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, [*cells, human_seconds(visit.seconds)]))
     return table
 
 
@@ -157,7 +126,7 @@ def heads(run: Run) -> Table:
     Returns:
         A table for ``rich.print``; the head that the run reports carries an asterisk.
     """
-    columns = ("head", "accuracy %", "lowest site %", "highest site %", "rounds to 99 %")
+    columns = ("head", ACCURACY, "lowest\nsite (%)", "highest\nsite (%)", "rounds\nto 99 %")
     table = _table(columns, title=f"{run.name}: inference heads", caption="* the head reported elsewhere")
     for head in run.heads:
         by_site, mean, std = run.final_accuracy(head)
@@ -167,25 +136,68 @@ def heads(run: Run) -> Table:
     return table
 
 
-def _comparison_cells(runs: Sequence[Run]) -> list[list[str]]:
-    cells = []
+def _rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    rows = []
     for run, name in zip(runs, display_names(runs), strict=True):
-        row, (_, mean, std), totals = _exact(run), run.final_accuracy(), run.totals
-        cells.append(
-            [
-                name if run.status == "completed" else f"{name} ({run.status})",
-                row["algorithm"],
-                ", ".join(part for part in (row["dataset"], row["partition"]) if part),
-                str(row["sites"]),
-                percent(mean, std) + (" *" if run.stale_sites else ""),
-                str(row["rounds_to_99"] or NOTHING),
-                str(totals.messages),
-                human_bytes(totals.bytes_up),
-                human_bytes(totals.bytes_down),
-                human_seconds(totals.seconds),
-            ]
+        (_, mean, std), totals = run.final_accuracy(), run.totals
+        numbers = (
+            percent(mean, std) + (" *" if run.stale_sites else ""),
+            str(run.rounds_to() or NOTHING),
+            str(totals.messages),
+            human_bytes(totals.bytes_up),
+            human_bytes(totals.bytes_down),
+            human_seconds(totals.seconds),
         )
-    return cells
+        shown = name if run.status == "completed" else f"{name} ({run.status})"
+        rows.append({"run": shown, **_settings(run), **dict(zip(NUMBERS, numbers, strict=True))})
+    return rows
+
+
+def _settings(run: Run) -> dict[str, str]:
+    row = _exact(run)
+    data = ", ".join(part for part in (row["dataset"], row["partition"]) if part)
+    return {"algorithm": row["algorithm"], "data": data, "sites": _count(row["sites"], "site")}
+
+
+def _shared(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the settings that are the same in all runs."""
+    first, *others = [_settings(run) for run in runs] or [{}]
+    return {key: value for key, value in first.items() if all(other[key] == value for other in others)}
+
+
+def _title(shared: Mapping[str, str]) -> str:
+    return " · ".join(value for value in shared.values() if value)
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    names = display_names(runs)
+    notes = (
+        ["; ".join(f"{name}: {_exchanges(run)}" for name, run in zip(names, runs, strict=True))]
+        if runs
+        else []
+    )
+    if any(run.stale_sites for run in runs):
+        notes.append("* a site whose last reply failed counts with its last known accuracy")
+    return notes
+
+
+def _exchanges(run: Run) -> str:
+    rounds = run.exchange_rounds
+    if run.first_array_round is None:
+        return "sent no tensors"
+    down = min((v.first_round for v in run.visits if v.traffic["array_bytes_down"]), default=None)
+    said = []
+    if rounds:
+        first = "the first after" if len(rounds) > 1 else "after"
+        said.append(f"{_count(len(rounds), 'exchange')}, {first} round {rounds[0]}")
+    # Some algorithms hand a model down before any site has sent anything.
+    if down is not None and (not rounds or down <= rounds[0]):
+        said.append(f"tensors to the sites before round {down}")
+    return ", ".join(said)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _exact(run: Run) -> dict[str, Any]:
@@ -206,21 +218,24 @@ def _exact(run: Run) -> dict[str, Any]:
         "accuracy_mean": mean if known else "",
         "accuracy_std": std if known else "",
         "rounds_to_99": run.rounds_to() or "",
+        "exchanges": len(run.exchange_rounds),
+        "first_tensors_round": "" if run.first_array_round is None else run.first_array_round,
         **run.totals._asdict(),
     }
 
 
-def _caption(runs: Sequence[Run]) -> str:
-    marks = ["Accuracy: unweighted mean ± standard deviation over sites."] if runs else []
-    if any(run.stale_sites for run in runs):
-        marks.append("* a site whose last reply failed counts with its last known accuracy.")
-    return " ".join(marks)
-
-
-def _table(columns: Sequence[str], *, title: str | None = None, caption: str | None = None) -> Table:
+def _table(columns: Sequence[str], *, title: str, caption: str = "") -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left", caption_justify="left"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=Text(title, style="table.title") if title else None,
+        title_justify="left",
+        caption=Text(caption, style="table.caption") if caption else None,
+        caption_justify="left",
     )
     for name in columns:
-        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
+        # Folding breaks a cell at its spaces where it can, and never drops a digit as an ellipsis does.
+        table.add_column(
+            name, justify="left" if name in TEXT_COLUMNS else "right", vertical="top", overflow="fold"
+        )
     return table

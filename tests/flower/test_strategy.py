@@ -38,7 +38,7 @@ class Faulty(InProcessGrid):
 
 @pytest.fixture()
 def flat(small) -> dict:
-    return small | {"visit-deadline": 0.2}
+    return small
 
 
 def lines(flat: dict) -> list[dict]:
@@ -54,7 +54,7 @@ def failures(line: dict) -> dict:
     return {site["site"]: site["reason"] for site in line["sites"] if site["status"] == "error"}
 
 
-def in_every_visit(spoiled_site: int, change):
+def in_visit_two(spoiled_site: int, change):
     return lambda visit, site, reply: change(reply) if site == spoiled_site and visit == 2 else reply
 
 
@@ -98,16 +98,15 @@ def extra_array(reply: Message) -> Message:
     ("change", "reason"),
     [
         (error_reply, "boom"),
-        (lambda reply: None, "no reply within visit-deadline = 0.2 s"),
         (negative_variance, "variances"),
         (other_dimension, "50 dimensions, these have 3"),
         (other_run, "run 'another'"),
         (extra_array, "weights"),
     ],
-    ids=["error", "silence", "negative variance", "wrong dimension", "another run", "extra array"],
+    ids=["error", "negative variance", "wrong dimension", "another run", "extra array"],
 )
 def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change, reason):
-    serve(Faulty(flat, in_every_visit(1, change)), flat, engine="inprocess")
+    serve(Faulty(flat, in_visit_two(1, change)), flat, engine="inprocess")
     record = lines(flat)
     assert len(record) == 4
     assert list(failures(record[1])) == [1]
@@ -116,11 +115,20 @@ def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change,
     assert not failures(record[2])  # it takes part again
 
 
-def test_the_fused_prototypes_are_those_of_the_sites_that_answered(flat):
-    def silent(visit, site, reply):
-        return None if site == 1 else reply
+def test_a_silent_site_is_waited_for_until_the_deadline_and_no_longer(flat):
+    flat = flat | {"visit-deadline": 5.0}
+    serve(Faulty(flat, in_visit_two(1, lambda reply: None)), flat, engine="inprocess")
+    record = lines(flat)
+    assert failures(record[1]) == {1: "no reply within visit-deadline = 5 s"}
+    assert 5 <= record[1]["seconds"]["sites"] < 7
+    assert not failures(record[2])
 
-    serve(Faulty(flat, silent), flat | {"quorum": 0.5}, engine="inprocess")
+
+def test_the_fused_prototypes_are_those_of_the_sites_that_answered(flat):
+    def failing(visit, site, reply):
+        return error_reply(reply) if site == 1 else reply
+
+    serve(Faulty(flat, failing), flat, engine="inprocess")
     counts = sum(
         site["labels"]["counts"][index]
         for site in lines(flat)[-1]["sites"]

@@ -20,7 +20,9 @@ class Folders:
         return {"round": number, "phase": phase, "classes": classes, "total": total, "correct": correct}
 
     @staticmethod
-    def reply(site: int, *entries: dict[str, Any], labels: dict[int, int] | None = None) -> dict[str, Any]:
+    def reply(
+        site: int | str, *entries: dict[str, Any], labels: dict[int, int] | None = None
+    ) -> dict[str, Any]:
         held = labels or {}
         return {
             "site": site,
@@ -35,7 +37,7 @@ class Folders:
         }
 
     @staticmethod
-    def failed(site: int, reason: str = "no reply within 60 s") -> dict[str, Any]:
+    def failed(site: int | str, reason: str = "no reply within 60 s") -> dict[str, Any]:
         return {"site": site, "status": "error", "reason": reason}
 
     @staticmethod
@@ -168,6 +170,14 @@ class Folders:
             for site in (0, 1)
         ]
         return self.write(name, [self.visit(1, 1, 2, sites)], algorithm="local", head="sum")
+
+    def named(self, name: str = "named", **settings: Any) -> Path:
+        """Devices with names, and a number among them, out of order; accuracies 1, 2, 3 and 4 of 4."""
+        sites = [
+            self.reply(site, self.accuracy(1, "train", [0], [4], classifier=[hits]), labels={0: hits})
+            for site, hits in (("camera-10", 3), ("camera-2", 2), (7, 1), ("gate", 4))
+        ]
+        return self.write(name, [self.visit(1, 1, 1, sites)], **settings)
 
 
 @pytest.fixture

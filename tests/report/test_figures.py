@@ -1,8 +1,9 @@
 """Figures: what the axes hold, whether labels can be read, and that the same run gives the same bytes."""
 
+import math
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from sklearn.isotonic import IsotonicRegression
 
-from gfpl_flwr.report import figures, write_report
-from gfpl_flwr.report.runs import read_run
+from gfpl_flwr.report import drawing, figures, read_run, site_figures, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -93,7 +93,7 @@ def test_run_that_sent_nothing_is_on_the_axis(folders: Any) -> None:
 
 
 def test_sites_has_a_dot_per_site_and_hollow_where_stale(folders: Any) -> None:
-    figure = figures.sites_figure([read_run(folders.small()), read_run(folders.local())])
+    figure = site_figures.sites_figure([read_run(folders.small()), read_run(folders.local())])
     (ax,) = figure.axes
     small, local, *rest = ax.get_lines()
     np.testing.assert_allclose(small.get_ydata(), [90, 70])
@@ -109,7 +109,7 @@ def test_sites_has_a_dot_per_site_and_hollow_where_stale(folders: Any) -> None:
 
 
 def test_labels_dots_have_areas_in_proportion_to_counts(folders: Any) -> None:
-    figure = figures.labels_figure(read_run(folders.small()))
+    figure = site_figures.labels_figure(read_run(folders.small()))
     (ax,) = figure.axes
     dots = ax.collections[0]
     # (site, class): count, as "small" has them.
@@ -126,14 +126,14 @@ def test_labels_dots_have_areas_in_proportion_to_counts(folders: Any) -> None:
 
 def test_labels_of_many_cells_are_shades(folders: Any) -> None:
     sites = [folders.reply(s, labels={s: 7, (s + 50) % 100: 3}) for s in range(30)]
-    figure = figures.labels_figure(read_run(folders.write("many", [folders.visit(1, 1, 1, sites)])))
+    figure = site_figures.labels_figure(read_run(folders.write("many", [folders.visit(1, 1, 1, sites)])))
     shades = figure.axes[0].collections[0].get_array()
     assert shades.shape == (80, 30)
     assert (shades[4, 4], shades[54, 4], shades.count()) == (7, 3, 60)
 
 
 def test_merge_bars_are_components_in_and_out_of_the_last_fusion(folders: Any) -> None:
-    figure = figures.merge_figure(read_run(folders.small()))
+    figure = site_figures.merge_figure(read_run(folders.small()))
     (ax,) = figure.axes
     before, after = ([bar.get_height() for bar in bars] for bars in ax.containers)
     # Classes 1 and 2 had no prototypes in the second exchange; their place stays empty.
@@ -146,14 +146,14 @@ def test_merge_bars_are_components_in_and_out_of_the_last_fusion(folders: Any) -
 
 @pytest.mark.parametrize("count", [2, 7, 9])
 @pytest.mark.parametrize(
-    "draw", [figures.accuracy_figure, figures.communication_figure, figures.sites_figure]
+    "draw", [figures.accuracy_figure, figures.communication_figure, site_figures.sites_figure]
 )
 def test_labels_do_not_overlap_and_stay_inside(folders: Any, draw: Any, count: int) -> None:
     """The worst case: all runs end at the same accuracy; one has a name of 60 letters."""
     names = [f"run-{i}" for i in range(count - 1)] + ["a-very-long-name-" + "x" * 43]
     figure = draw([read_run(folders.small(name)) for name in names])
     figure.draw_without_rendering()
-    owner: Any = figure.legends[0] if count > len(figures.PALETTE) else figure.axes[0]
+    owner: Any = figure.legends[0] if count > len(drawing.PALETTE) else figure.axes[0]
     notes = [text for text in owner.findobj(matplotlib.text.Text) if " %" in text.get_text()]
     boxes = [note.get_window_extent() for note in notes]
     assert len(boxes) == count
@@ -164,8 +164,77 @@ def test_labels_do_not_overlap_and_stay_inside(folders: Any, draw: Any, count: i
         assert box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0
         assert box.y1 <= figure.bbox.y1
-        if count <= len(figures.PALETTE):
+        if count <= len(drawing.PALETTE):
             assert box.x0 > figure.axes[0].get_window_extent().x1
+
+
+def test_band_ends_at_0_and_100_percent_and_says_so(folders: Any) -> None:
+    # Sites at 0.25, 1, 1, 1: mean 81.25, std sqrt(3) / 4 * 75 = 32.48 percent, so mean + std is 113.73.
+    def entry(hits: int) -> dict[str, Any]:
+        return folders.accuracy(1, "train", [0], [4], classifier=[hits])
+
+    sites = [folders.reply(site, entry(hits)) for site, hits in enumerate((1, 4, 4, 4))]
+    run = read_run(folders.write("uneven", [folders.visit(1, 1, 1, sites)]))
+    figure = figures.accuracy_figure([run])
+    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.max() == 100
+    assert heights.min() == pytest.approx(81.25 - 75 * 3**0.5 / 4)
+    assert "bands cut at 0 and 100 %" in texts(figure)
+    assert "bands cut" not in texts(figures.accuracy_figure([read_run(folders.small())]))
+
+
+@pytest.mark.parametrize("prefix", ["camera", "a-long-name-for-a-camera"])
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_names_of_sites_do_not_touch_and_stay_inside(folders: Any, prefix: str, count: int) -> None:
+    entry = folders.accuracy(1, "train", [0], [4], classifier=[3])
+    sites = [folders.reply(f"{prefix}-{i}", entry, labels={0: 3}) for i in range(count)]
+    run = read_run(folders.write("devices", [folders.visit(1, 1, 1, [*sites, folders.reply(3, entry)])]))
+    for figure in (site_figures.sites_figure([run]), site_figures.labels_figure(run)):
+        figure.draw_without_rendering()
+        labels = figure.axes[0].get_xticklabels()
+        assert prefix[:8] in labels[-1].get_text()
+        angle = labels[0].get_rotation()
+        assert len({label.get_rotation() for label in labels}) == 1
+        for label in labels:
+            box = label.get_window_extent()
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+        # Distance between neighbouring lines of text, across their direction.
+        ends = [label.get_window_extent() for label in labels]
+        if angle == 0:
+            assert all(one.x1 < other.x0 for one, other in pairwise(ends))
+        else:
+            across = np.diff([box.x1 for box in ends]).min() * math.sin(math.radians(angle))
+            assert across >= 10 / 72 * figure.dpi
+        if count == 2 and prefix == "camera":
+            assert angle == 0
+
+
+def test_sites_axis_has_numbers_first_then_names(folders: Any) -> None:
+    figure = site_figures.sites_figure([read_run(folders.named())])
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["7", "camera-2", "camera-10", "gate"]
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0, 25], [1, 50], [2, 75], [3, 100]])
+
+
+def test_long_titles_end_before_the_right_edge(folders: Any) -> None:
+    setting = {"dataset": "folder:/" + "photos/" * 9, "partition": "a-partition-with-quite-a-long-name"}
+    run = read_run(folders.small(**setting))
+    for figure in (
+        figures.accuracy_figure([run]),
+        figures.communication_figure([run]),
+        site_figures.sites_figure([run]),
+        site_figures.labels_figure(run),
+        site_figures.merge_figure(run),
+    ):
+        figure.draw_without_rendering()
+        (title,) = [t for t in figure.findobj(matplotlib.text.Text) if "quite" in t.get_text()]
+        box = title.get_window_extent()
+        assert title.get_text().count("\n") == 1
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
 
 
 @given(
@@ -174,7 +243,7 @@ def test_labels_do_not_overlap_and_stay_inside(folders: Any, draw: Any, count: i
 )
 def test_spread_is_bounded_isotonic_regression(values: list[float], gap: float) -> None:
     low, high = -0.5, 1.5  # eight values with a gap of 0.2 fit in
-    moved = figures.spread(values, gap, low=low, high=high)
+    moved = drawing.spread(values, gap, low=low, high=high)
     order = np.argsort(values, kind="stable")
     ranks = np.arange(len(values))
     oracle = IsotonicRegression(y_min=low, y_max=high - (len(values) - 1) * gap).fit_transform(
@@ -187,10 +256,10 @@ def test_spread_is_bounded_isotonic_regression(values: list[float], gap: float) 
 
 
 def test_spread_moves_two_equal_values_by_half_the_gap_each() -> None:
-    assert figures.spread([0.5, 0.5], 0.2, low=0.0, high=1.0) == pytest.approx([0.4, 0.6])
-    assert figures.spread([0.9, 0.1], 0.2, low=0.0, high=1.0) == pytest.approx([0.9, 0.1])
+    assert drawing.spread([0.5, 0.5], 0.2, low=0.0, high=1.0) == pytest.approx([0.4, 0.6])
+    assert drawing.spread([0.9, 0.1], 0.2, low=0.0, high=1.0) == pytest.approx([0.9, 0.1])
     # Pushed back from the upper bound.
-    assert figures.spread([1.0, 1.0], 0.2, low=0.0, high=1.0) == pytest.approx([0.8, 1.0])
+    assert drawing.spread([1.0, 1.0], 0.2, low=0.0, high=1.0) == pytest.approx([0.8, 1.0])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -199,7 +268,7 @@ def test_files_are_written_and_the_same_each_time(
     folders: Any, tmp_path: Path, name: str, suffix: str
 ) -> None:
     run = read_run(folders.small("a $ b"))
-    write: Any = getattr(figures, name)
+    write: Any = getattr(figures, name, None) or getattr(site_figures, name)
     what = run if name in ("labels", "merge") else [run]
     first = write(what, tmp_path / f"first{suffix}")
     # What the user prefers elsewhere does not show here.
@@ -223,15 +292,15 @@ def test_other_suffixes_are_refused(folders: Any, tmp_path: Path) -> None:
 
 def test_nothing_to_draw_is_an_error_that_says_so(folders: Any) -> None:
     early = read_run(folders.write("early", [], finished=False))
-    for draw in (figures.accuracy_figure, figures.communication_figure, figures.sites_figure):
+    for draw in (figures.accuracy_figure, figures.communication_figure, site_figures.sites_figure):
         with pytest.raises(ValueError, match="expected at least one run"):
             draw([])
         with pytest.raises(ValueError, match="run early has no accuracy to draw"):
             draw([early])
     with pytest.raises(ValueError, match="run early has no labels to draw"):
-        figures.labels_figure(early)
+        site_figures.labels_figure(early)
     with pytest.raises(ValueError, match="run early has no fusion to draw"):
-        figures.merge_figure(early)
+        site_figures.merge_figure(early)
 
 
 def test_write_report_writes_what_the_run_has(folders: Any) -> None:
@@ -247,9 +316,9 @@ def test_write_report_writes_what_the_run_has(folders: Any) -> None:
 
 def test_report_needs_neither_pyplot_nor_torch_nor_flower() -> None:
     code = (
-        "import sys, gfpl_flwr.report.tables\n"
+        "import sys, gfpl_flwr.report\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "import gfpl_flwr.report.figures\n"
+        "import gfpl_flwr.report.figures, gfpl_flwr.report.site_figures\n"
         "found = {'torch', 'flwr', 'matplotlib.pyplot'} & sys.modules.keys()\n"
         "assert not found, found\n"
     )

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfpl_flwr.report.runs import Failure, Traffic, display_names, read_run
+from gfpl_flwr.report.reading import read_run
+from gfpl_flwr.report.records import site_order
+from gfpl_flwr.report.runs import Failure, Traffic, display_names
 
 
 def flat(points: list[Any]) -> list[float]:
@@ -122,6 +124,57 @@ def test_labels_by_site(folders: Any) -> None:
     assert read_run(folders.small()).labels == {0: {0: 30, 1: 10}, 1: {1: 40}, 2: {0: 5}}
 
 
+def test_sites_are_numbers_then_names_in_the_order_that_people_count(folders: Any) -> None:
+    run = read_run(folders.named())
+    assert run.sites == (7, "camera-2", "camera-10", "gate")
+    # Hits of four: 1, 2, 3, 4.
+    by_site, mean, std = run.final_accuracy()
+    assert list(by_site.items()) == [(7, 0.25), ("camera-2", 0.5), ("camera-10", 0.75), ("gate", 1.0)]
+    # Deviations from 0.625: 0.375, 0.125, 0.125, 0.375; mean square 0.078125.
+    assert (mean, std) == pytest.approx((0.625, 0.078125**0.5))
+    assert list(run.labels) == list(run.sites)
+    assert [reply.site for reply in run.visits[0].sites] == list(run.sites)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 99) | st.text("ab01", min_size=1), unique=True, max_size=8))
+def test_any_sites_can_be_sorted_and_the_order_is_total(sites: list[int | str]) -> None:
+    ordered = sorted(sites, key=site_order)
+    assert ordered == sorted(reversed(sites), key=site_order)
+    numbers = [site for site in sites if isinstance(site, int)]
+    assert ordered[: len(numbers)] == sorted(numbers)
+
+
+def test_failed_site_with_a_name_is_stale(folders: Any) -> None:
+    entry = folders.accuracy(1, "train", [0], [4], classifier=[3])
+    visits = [
+        folders.visit(1, 1, 1, [folders.reply("gate", entry), folders.reply(0, entry)]),
+        folders.visit(2, 2, 2, [folders.failed("gate", "rebooted"), folders.reply(0)]),
+    ]
+    run = read_run(folders.write("devices", visits))
+    assert run.stale_sites == ("gate",)
+    assert run.failures == [Failure(2, 2, 2, "gate", "rebooted")]
+
+
+def test_node_that_never_said_its_site_is_a_failure_and_not_a_site(folders: Any) -> None:
+    entry = folders.accuracy(1, "train", [0], [4], classifier=[3])
+    visit = folders.visit(1, 1, 1, [folders.reply("node 1", entry), folders.failed("node 4711")])
+    run = read_run(folders.write("unknown", [visit]))
+    assert run.sites == ("node 1",)  # a name that answers is a site, whatever it looks like
+    assert run.stale_sites == ()
+    assert [failure.site for failure in run.failures] == ["node 4711"]
+
+
+@pytest.mark.parametrize("refused_first", [False, True])
+def test_refused_second_reply_leaves_the_site_fresh(folders: Any, refused_first: bool) -> None:
+    entry = folders.accuracy(1, "train", [0], [4], classifier=[3])
+    replies = [folders.reply(0, entry), folders.failed(0, "a second reply of the same site")]
+    visit = folders.visit(1, 1, 1, replies[::-1] if refused_first else replies)
+    run = read_run(folders.write("twice", [visit]))
+    assert run.stale_sites == ()
+    assert len(run.failures) == 1
+
+
 def test_torn_last_line_is_left_out_with_a_note(folders: Any) -> None:
     folder = folders.small(finished=False)
     path = folder / "rounds.jsonl"
@@ -176,6 +229,11 @@ def test_damaged_line_elsewhere_names_file_and_line(folders: Any) -> None:
         ({"fusion": 3}, "line 1: expected dict for 'fusion', got 3"),
         ({"sites": [7]}, "line 1: expected one object per site in 'sites', got 7"),
         ({"sites": [{"site": 4}]}, "line 1, site 4: 'status' is missing"),
+        ({"sites": [{"site": "gate"}]}, "line 1, site gate: 'status' is missing"),
+        ({"sites": [{"site": " "}]}, "line 1: expected a number or a name for 'site', got ' '"),
+        ({"sites": [{"site": -1}]}, "line 1: expected 'site' >= 0, got -1"),
+        ({"sites": [{"site": True}]}, "line 1: expected int or str for 'site', got True"),
+        ({"sites": [{"site": 1.5}]}, "line 1: expected int or str for 'site', got 1.5"),
     ],
 )
 def test_wrong_value_names_line_and_key(folders: Any, change: dict[str, Any], message: str) -> None:

@@ -1,0 +1,193 @@
+"""From a request to a finished run folder: checks first, then an engine, then the truth about how it ended."""
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gfpl_flwr.algorithms import parse_run
+from gfpl_flwr.config import ConfigError, Scalar
+from gfpl_flwr.flower.client import open_dataset, partition_of
+from gfpl_flwr.flower.federations import Federation, read_federations, select_federation
+from gfpl_flwr.flower.files import write_json
+from gfpl_flwr.flower.inprocess import DEFAULT_SITES, run_in_process
+from gfpl_flwr.flower.launch import SuperLink, connect
+from gfpl_flwr.flower.progress import Progress
+from gfpl_flwr.flower.run_folder import CONFIG, SUMMARY, RunFolder, run_path
+
+ENGINES = ("flower", "inprocess")
+FEDERATIONS = "pyproject-federation.toml"
+Listener = Callable[[Mapping[str, Scalar], Progress], None]
+
+
+class RunFailed(RuntimeError):
+    """A run that began and failed; the message is its cause on one line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs that are checked and ready to start.
+
+    Attributes:
+        flats: one flat configuration a run, with its name and absolute folders.
+        engine: ``"flower"`` or ``"inprocess"``.
+        federation: where Flower runs them; None in this process.
+        app_dir: folder of the app's pyproject.toml.
+    """
+
+    flats: Sequence[Mapping[str, Scalar]]
+    engine: str
+    federation: Federation | None
+    app_dir: Path | None
+
+
+def plan(runs: Sequence[Mapping[str, Scalar]], *, engine: str, federation: str = "") -> Plan:
+    """Check everything that can be checked before anything is started.
+
+    Args:
+        runs: the options of each run that differ from the defaults.
+        engine: ``"flower"`` or ``"inprocess"``.
+        federation: a name in pyproject-federation.toml; empty for its default.
+
+    Returns:
+        The plan; where the data lies on this machine, it has been prepared and a partition exists.
+
+    Raises:
+        ValueError: an option, a name, a federation or a data set that cannot be used.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
+    app_dir = chosen = None
+    if engine == "flower":
+        app_dir = find_app()
+        chosen = select_federation(read_federations(app_dir / FEDERATIONS), federation)
+    elif federation:
+        raise ConfigError(f"a federation ({federation}) needs --engine flower")
+    here = chosen is None or chosen.is_local
+    sites = int(chosen.simulation.get("num_supernodes", DEFAULT_SITES)) if chosen else DEFAULT_SITES
+    flats = []
+    for overrides in runs:
+        flat = dict(overrides)
+        if here and not flat.get("num-sites"):
+            flat["num-sites"] = sites
+        config, algorithm = parse_run(flat)
+        flat["name"] = run_path(config).name
+        RunFolder.check(config, flat | {"name": flat["name"]})
+        if here:
+            dataset = open_dataset(config, Path(config.data_dir))
+            algorithm.resolve(config, dataset.num_classes)
+            if config.partition != "own":
+                partition_of(config, dataset, config.num_sites)
+        flats.append(flat)
+    return Plan(flats, engine, chosen, app_dir)
+
+
+def find_app() -> Path:
+    """Return the folder of the Flower app: the current one or one above it, else that of this package's source.
+
+    Raises:
+        ConfigError: there is none; says what is looked for.
+    """
+    here = Path.cwd()
+    for folder in [here, *here.parents, Path(__file__).parents[2]]:
+        with contextlib.suppress(OSError, tomllib.TOMLDecodeError):
+            document = tomllib.loads((folder / "pyproject.toml").read_text())
+            if document.get("project", {}).get("name") == "gfpl-flwr":
+                return folder
+    raise ConfigError(f"no gfpl-flwr app in {here} or above it; --engine flower needs a checkout, inprocess does not")
+
+
+def execute(plan: Plan, on_progress: Listener, on_log: Callable[[str], None]) -> Iterator[Path]:
+    """Run a plan, one run after the other.
+
+    Args:
+        plan: of :func:`plan`.
+        on_progress: called with a run's configuration and how far it is.
+        on_log: called with every other line that Flower's ServerApp logs.
+
+    Yields:
+        The folder of each finished run.
+
+    Raises:
+        RunFailed: a run failed; those before it are complete, and its own folder keeps what was computed.
+        KeyboardInterrupt: after the run under way was stopped and every process ended.
+    """
+    with contextlib.ExitStack() as stack:
+        link: SuperLink | None = None
+        if plan.federation is not None:
+            work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gfpl-")))
+            link = stack.enter_context(connect(plan.federation, work_dir=work_dir))
+        for flat in plan.flats:
+            if link is None or plan.app_dir is None:
+                yield _in_process(flat, on_progress)
+            else:
+                yield _on_flower(link, plan.app_dir, flat, on_progress, on_log)
+
+
+def _in_process(flat: Mapping[str, Scalar], on_progress: Listener) -> Path:
+    logging.getLogger("flwr.gfpl").setLevel(logging.WARNING)  # progress is shown, not logged
+    try:
+        return run_in_process(flat, on_progress=lambda progress: on_progress(flat, progress)).path
+    except (RuntimeError, OSError) as error:
+        raise RunFailed(str(error)) from error
+
+
+def _on_flower(
+    link: SuperLink,
+    app_dir: Path,
+    flat: Mapping[str, Scalar],
+    on_progress: Listener,
+    on_log: Callable[[str], None],
+) -> Path:
+    def listen(line: str) -> None:
+        progress = Progress.parse(line)
+        if progress is None:
+            on_log(line)
+        else:
+            on_progress(flat, progress)
+
+    sites = int(flat["num-sites"]) if link.federation.is_local else None
+    path = run_path(parse_run(flat)[0])
+    try:
+        outcome = link.run(app_dir, flat, num_sites=sites, on_log=listen)
+    except KeyboardInterrupt:
+        _add_to_summary(path, {"status": "interrupted", "reason": "stopped by the user"})
+        raise
+    _add_to_summary(path, {"launch_seconds": dict(link.seconds) | dict(outcome.seconds)})
+    if outcome.status != "completed":
+        raise RunFailed(outcome.reason)
+    if not (path / CONFIG).exists():
+        raise RunFailed(f"the run completed, but {path} is not on this machine: it lies where the server runs")
+    return path
+
+
+def _add_to_summary(path: Path, facts: Mapping[str, object]) -> None:
+    """Add to a run's summary what only the side that started it knows; a stopped ServerApp wrote none."""
+    if (path / CONFIG).exists():
+        summary = path / SUMMARY
+        known = json.loads(summary.read_text()) if summary.exists() else {}
+        write_json(summary, facts | known if "status" in known else known | facts)
+
+
+def demo_runs(output_dir: Path, data_dir: Path) -> list[dict[str, Scalar]]:
+    """Return the demo's two runs, GFPL and Local on digits, and clear away those of an earlier demo."""
+    common: dict[str, Scalar] = {
+        "dataset": "digits",
+        "num-sites": 10,
+        "rounds": 40,
+        "gfpl.first-exchange": 20,
+        "output-dir": str(output_dir),
+        "data-dir": str(data_dir),
+    }
+    runs: list[dict[str, Scalar]] = [common | {"algorithm": name, "name": name} for name in ("gfpl", "local")]
+    for run in runs:
+        folder = output_dir / str(run["name"])
+        if (folder / CONFIG).exists():
+            shutil.rmtree(folder)
+    shutil.rmtree(output_dir / "site-models", ignore_errors=True)
+    return runs

@@ -1,0 +1,116 @@
+"""The `gfpl` command as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GFPL = [sys.executable, "-c", "from gfpl_flwr.cli import main; main()"]
+
+
+def gfpl(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+    return subprocess.run([*GFPL, *words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def settings(**changes) -> list[str]:
+    small = {"num-sites": 3, "rounds": 3, "gfpl.first-exchange": 2, "gfpl.pseudo-per-class": 10} | changes
+    return [word for key, value in small.items() for word in ("-c", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder in which a GFPL run and a Local run were made."""
+    folder = tmp_path_factory.mktemp("user")
+    for algorithm in ("gfpl", "local"):
+        done = gfpl(
+            "run", "--engine", "inprocess", "--name", algorithm, *settings(algorithm=algorithm), cwd=folder
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_its_files_and_prints_its_table(folder):
+    run = folder / "runs" / "gfpl"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "rounds.jsonl", "summary.json", "prototypes.safetensors", "accuracy.png", "communication.png"} <= names
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    facts = json.loads((run / "config.json").read_text())
+    assert facts["engine"] == "inprocess"
+    assert facts["command"].startswith("gfpl run --engine inprocess --name gfpl")
+    assert (run / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_compares_runs(folder):
+    done = gfpl("report", "runs/gfpl", "runs/local", "--format", "csv", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.strip().splitlines()
+    assert len(rows) == 2
+    assert "accuracy" in header
+    table = gfpl("report", "runs/gfpl", "runs/local", cwd=folder)
+    assert table.returncode == 0, table.stderr
+    assert "local" in table.stdout
+
+
+def test_data_shows_who_holds_what(folder):
+    done = gfpl("data", "--num-sites", "3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "digits" in done.stdout
+
+
+def test_config_lists_every_key(folder):
+    done = gfpl("config", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for key in ("rounds", "gfpl.threshold", "gfpl.first-exchange"):
+        assert key in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "-c", "rouns=3"], 2, "unknown key rouns: did you mean rounds?"),
+        (["run", "-c", "rounds=three"], 2, "rounds = 'three': must be an integer >= 1"),
+        (["run", "--engine", "warp"], 2, "--engine warp: must be one of flower, inprocess"),
+        (["run", "nowhere"], 2, "unknown federation 'nowhere', known: local"),
+        (["run", "--engine", "inprocess", "local"], 2, "a federation (local) needs --engine flower"),
+        (["run", "-c", "dataset=mnits"], 2, "mnits"),
+        (["run", "-c", "rounds=5"], 2, "gfpl.first-exchange = 30: must be <= rounds = 5"),
+        (["run", "-c", "rounds=40", "-c", "shots=500"], 2, "n-way-k-shot"),
+        (["run", "-c", "device=tpu"], 2, "device = 'tpu': must be one of auto, cpu, cuda"),
+        (["run", "--engine", "inprocess", "--name", "gone", "--resume", *settings()], 2, "holds no run to resume"),
+        (["run", "--engine", "inprocess", "--name", "gfpl", *settings()], 2, "already holds a run"),
+        (["report", "runs/nothing"], 2, "runs/nothing"),
+        (["report", "runs/gfpl", "--format", "docx"], 2, "must be table, markdown or csv"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_starts_nothing(folder, words, code, message):
+    before = sorted(folder.rglob("rounds.jsonl"))
+    done = gfpl(*words, cwd=folder)
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert sorted(folder.rglob("rounds.jsonl")) == before
+
+
+def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(folder, tmp_path):
+    blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    done = gfpl("run", "--engine", "inprocess", "-c", "dataset=mnist", "--data-dir", str(tmp_path), cwd=folder, **blocked)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(tmp_path / "mnist.safetensors") in done.stderr
+
+
+def test_a_run_resumes_from_its_checkpoint(folder):
+    words = ["run", "--engine", "inprocess", "--name", "torn", *settings()]
+    assert gfpl(*words, cwd=folder).returncode == 0
+    run = folder / "runs" / "torn"
+    whole = (run / "rounds.jsonl").read_text()
+    (run / "rounds.jsonl").write_text(whole + '{"visit": 9, "torn')
+    resumed = gfpl(*words, "--resume", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (run / "rounds.jsonl").read_text() == whole
