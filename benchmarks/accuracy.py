@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from gfpl_flwr.report.runs import Run, read_run
-from gfpl_flwr.report.tables import human_bytes
+from gfpl_flwr.report import Run, read_run
+from gfpl_flwr.report.formatting import human_bytes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mnist.json"

@@ -100,9 +100,7 @@ def test_comparison_tells_what_was_exchanged_and_when(folders: Any) -> None:
         "once": folders.write("once", [folders.visit(1, 1, 4, site, **exchange)]),
         # The server sends a model first, for round 1.
         "model": folders.write("model", [folders.visit(1, 1, 1, site, **exchange, array_bytes_down=8)]),
-        "model-later": folders.write(
-            "model-later", [folders.visit(1, 1, 3, site, **exchange, array_bytes_down=8)]
-        ),
+        "later": folders.write("later", [folders.visit(1, 1, 3, site, **exchange, array_bytes_down=8)]),
         "down-only": folders.write(
             "down-only", [folders.visit(1, 3, 4, site, array_bytes_down=8, retrain=True)]
         ),
@@ -111,9 +109,7 @@ def test_comparison_tells_what_was_exchanged_and_when(folders: Any) -> None:
     assert said["small"].splitlines()[0] == "small: 2 exchanges, the first after round 2"
     assert said["local"] == "local: sent no tensors"
     assert said["once"] == "once: 1 exchange, after round 4"
-    assert (
-        said["model-later"] == "model-later: 1 exchange, after round 3, tensors to the sites before round 1"
-    )
+    assert said["later"] == "later: 1 exchange, after round 3, tensors to the sites before round 1"
     assert said["model"] == "model: 1 exchange, after round 1, tensors to the sites before round 1"
     assert said["down-only"] == "down-only: tensors to the sites before round 3"
 
