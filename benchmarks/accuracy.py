@@ -141,7 +141,7 @@ def paired_rows(results: list[dict[str, Any]]) -> Iterator[str]:
     for variant in list(VARIANTS)[1:]:
         entries = of_variant(results, variant)
         gains = [100 * (entry["accuracy"]["classifier"]["mean"] - local[entry["seed"]]) for entry in entries]
-        yield f"| {variant} | " + " | ".join(f"{gain:+.2f}" for gain in [*gains, statistics.mean(gains)]) + " |"
+        yield (f"| {variant} | " + " | ".join(f"{gain:+.2f}" for gain in [*gains, statistics.mean(gains)]) + " |")
 
 
 def document(results: list[dict[str, Any]]) -> str:
@@ -153,7 +153,7 @@ def document(results: list[dict[str, Any]]) -> str:
         for entry in of_variant(results, "GFPL")
         for round, before in entry["before_retraining"]
     )
-    text = f"""# Results
+    return f"""# Results
 
 Generated from `benchmarks/results/mnist.json` by `python -m benchmarks.accuracy table`; measured by
 
@@ -163,11 +163,11 @@ with torch {versions["torch"]}, flwr {versions["flwr"]}, Python {versions["pytho
 
 ## MNIST, 20 sites, 30 rounds
 
-n-way k-shot with n = 3 ± 2 classes and k = 100 samples a class at each site, CNN with 50-dimensional features, batch
-4, learning rate 0.01, momentum 0.5, one local epoch a round; first exchange after round 10, then every 5 rounds.
-Accuracy in percent on a site's own classes, unweighted mean over sites, mean ± standard deviation over
-{len(seeds)} seeds; "std over sites" is the standard deviation over sites, averaged over seeds. "up" and "down" are all
-bytes that Flower transmits for the contents of all messages of a run, bookkeeping included.
+n-way k-shot with n = 3 ± 2 classes and k = 100 samples a class at each site, CNN with 50-dimensional features,
+batch 4, learning rate 0.01, momentum 0.5, one local epoch a round; first exchange after round 10, then every 5
+rounds. Accuracy in percent on a site's own classes, unweighted mean over sites; mean ± sample standard deviation over
+{len(seeds)} seeds. "std over sites" is the standard deviation over sites, averaged over seeds. "up" and "down" are
+all bytes that Flower transmits for the contents of the messages of a run, bookkeeping included.
 
 {chr(10).join(accuracy_rows(results))}
 
@@ -175,10 +175,9 @@ Difference to Local with the same seed, in percentage points (classifier):
 
 {chr(10).join(paired_rows(results))}
 
-Retraining on pseudo-features changed GFPL's accuracy, from just before to just after it, by {100 * step:+.2f} points on
-average over exchanges and seeds.
+Retraining on pseudo-features changed GFPL's accuracy, from just before to just after it, by {100 * step:+.2f} points
+on average over exchanges and seeds.
 """
-    return text
 
 
 def main() -> None:
@@ -186,7 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="measure what is missing")
-    runner.add_argument("--data-dir", type=Path, required=True, help="folder with mnist.safetensors, or to download to")
+    runner.add_argument(
+        "--data-dir", type=Path, required=True, help="folder with mnist.safetensors, or to download to"
+    )
     runner.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     commands.add_parser("table", help="write docs/results.md")
     arguments = parser.parse_args()

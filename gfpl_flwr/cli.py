@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    list[str] | None, typer.Option("-c", "--config", metavar="KEY=VALUE", help="Set an option; repeat for more.")
+    list[str] | None,
+    typer.Option("-c", "--config", metavar="KEY=VALUE", help="Set an option; repeat for more."),
 ]
 
 
@@ -88,7 +89,13 @@ def data(
         overrides = dict(_assignments(config or [])) | {"data-dir": str(data_dir.expanduser().resolve())}
         options, _ = parse_run(overrides)
         dataset = open_dataset(options, Path(options.data_dir))
-        table = Table("site", "train", "test", "training samples by class", title=f"{options.dataset}, {options.partition}")
+        table = Table(
+            "site",
+            "train",
+            "test",
+            "training samples by class",
+            title=f"{options.dataset}, {options.partition}",
+        )
         for site, rows in enumerate(partition_of(options, dataset, num_sites)):
             counts = label_counts(dataset.train_labels.numpy(), rows.train, dataset.num_classes)
             held = "  ".join(f"{label}:{count}" for label, count in enumerate(counts.tolist()) if count)

@@ -44,9 +44,7 @@ def option(
         A dataclass field that carries the checks as metadata.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "finite": finite, **bounds}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "finite": finite, **bounds})
 
 
 def key_of(field_name: str, section: str = "") -> str:
@@ -119,9 +117,7 @@ def parse(cls: type[T], flat: Mapping[str, object], *, section: str = "") -> T:
         ConfigError: wrong type or impossible value, or a combination that ``cls`` refuses.
     """
     values = {
-        field.name: _checked(key, flat[key], field)
-        for key, field in keys_of(cls, section).items()
-        if key in flat
+        field.name: _checked(key, flat[key], field) for key, field in keys_of(cls, section).items() if key in flat
     }
     return cls(**values)
 
@@ -139,25 +135,17 @@ class RunConfig:
         "paper takes the literal choices of the GFPL paper where the default departs.",
         choices=("default", "paper"),
     )
-    name: str = option(
-        "", "Name of the run's folder under output-dir; empty: made from algorithm, data and time."
-    )
-    output_dir: str = option(
-        "runs", "Where the server writes run folders; make it absolute for a remote server."
-    )
+    name: str = option("", "Name of the run's folder under output-dir; empty: made from algorithm, data and time.")
+    output_dir: str = option("runs", "Where the server writes run folders; make it absolute for a remote server.")
     resume: bool = option(False, "Continue the run called name from its last checkpoint.")
     seed: int = option(1, "The one seed everything random is derived from.", at_least=0)
     # data
-    dataset: str = option(
-        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, femnist or folder:PATH."
-    )
+    dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, femnist or folder:PATH.")
     data_dir: str = option("data", "Where prepared data sets lie; a node's own data-dir comes first.")
     class_names: str = option(
         "", "folder: class names in the order of their labels, comma-separated; empty: the sub-folders found."
     )
-    image_size: int = option(
-        32, "Pixels a side to which images of a folder: data set are resized.", at_least=8
-    )
+    image_size: int = option(32, "Pixels a side to which images of a folder: data set are resized.", at_least=8)
     partition: str = option(
         "n-way-k-shot",
         "How samples are spread over sites; own: all of a node's data is its own.",
@@ -169,18 +157,14 @@ class RunConfig:
     shots: int = option(0, "n-way-k-shot: average training samples a class; 0: the data set's.", at_least=0)
     test_shots: int = option(0, "n-way-k-shot: test samples a class; 0: the data set's.", at_least=0)
     alpha: float = option(0.5, "dirichlet: concentration; smaller is more uneven.", above=0)
-    tail_ratio: float = option(
-        100.0, "long-tail: size of the largest class over that of the smallest.", at_least=1
-    )
+    tail_ratio: float = option(100.0, "long-tail: size of the largest class over that of the smallest.", at_least=1)
     augment: str = option(
         "auto",
         "Random crop and flip of training images; auto: for CIFAR only.",
         choices=("auto", "none", "crop-flip"),
     )
     # model and local training
-    model: str = option(
-        "auto", "Extractor; auto: resnet18 for CIFAR, else cnn.", choices=("auto", "cnn", "resnet18")
-    )
+    model: str = option("auto", "Extractor; auto: resnet18 for CIFAR, else cnn.", choices=("auto", "cnn", "resnet18"))
     rounds: int = option(80, "T: local rounds of every site.", at_least=1)
     local_epochs: int = option(1, "Passes over a site's data in one local round.", at_least=1)
     batch_size: int = option(0, "Samples a step; 0: 4 for the cnn, 32 for resnet18.", at_least=0)

@@ -29,13 +29,13 @@ def data_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(tmp_path, data_dir) -> dict[str, Any]:
     """Configuration of the small federation, with folders of this test."""
     return SMALL | {"name": "run", "output-dir": str(tmp_path), "data-dir": str(data_dir)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def federate(small) -> Callable[..., Path]:
     """Return a function that runs the small federation, with changes, and returns the run's folder."""
     from gfpl_flwr.flower.inprocess import run_in_process

@@ -26,9 +26,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder in which a GFPL run and a Local run were made."""
     folder = tmp_path_factory.mktemp("user")
     for algorithm in ("gfpl", "local"):
-        done = gfpl(
-            "run", "--engine", "inprocess", "--name", algorithm, *settings(algorithm=algorithm), cwd=folder
-        )
+        done = gfpl("run", "--engine", "inprocess", "--name", algorithm, *settings(algorithm=algorithm), cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -36,7 +34,14 @@ def folder(tmp_path_factory) -> Path:
 def test_a_run_leaves_its_files_and_prints_its_table(folder):
     run = folder / "runs" / "gfpl"
     names = {path.name for path in run.iterdir()}
-    assert {"config.json", "rounds.jsonl", "summary.json", "prototypes.safetensors", "accuracy.png", "communication.png"} <= names
+    assert {
+        "config.json",
+        "rounds.jsonl",
+        "summary.json",
+        "prototypes.safetensors",
+        "accuracy.png",
+        "communication.png",
+    } <= names
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
     facts = json.loads((run / "config.json").read_text())
     assert facts["engine"] == "inprocess"
@@ -80,7 +85,11 @@ def test_config_lists_every_key(folder):
         (["run", "-c", "rounds=5"], 2, "gfpl.first-exchange = 30: must be <= rounds = 5"),
         (["run", "-c", "rounds=40", "-c", "shots=500"], 2, "n-way-k-shot"),
         (["run", "-c", "device=tpu"], 2, "device = 'tpu': must be one of auto, cpu, cuda"),
-        (["run", "--engine", "inprocess", "--name", "gone", "--resume", *settings()], 2, "holds no run to resume"),
+        (
+            ["run", "--engine", "inprocess", "--name", "gone", "--resume", *settings()],
+            2,
+            "holds no run to resume",
+        ),
         (["run", "--engine", "inprocess", "--name", "gfpl", *settings()], 2, "already holds a run"),
         (["report", "runs/nothing"], 2, "runs/nothing"),
         (["report", "runs/gfpl", "--format", "docx"], 2, "must be table, markdown or csv"),
@@ -99,7 +108,17 @@ def test_a_mistake_costs_one_line_and_starts_nothing(folder, words, code, messag
 
 def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(folder, tmp_path):
     blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    done = gfpl("run", "--engine", "inprocess", "-c", "dataset=mnist", "--data-dir", str(tmp_path), cwd=folder, **blocked)
+    done = gfpl(
+        "run",
+        "--engine",
+        "inprocess",
+        "-c",
+        "dataset=mnist",
+        "--data-dir",
+        str(tmp_path),
+        cwd=folder,
+        **blocked,
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(tmp_path / "mnist.safetensors") in done.stderr

@@ -54,7 +54,17 @@ def test_only_the_flower_folder_imports_flwr(path):
 
 
 def test_core_is_mathematics_only():
-    allowed = {"torch", "gfpl_flwr", "math", "__future__", "dataclasses", "collections", "typing", "functools", "itertools"}
+    allowed = {
+        "torch",
+        "gfpl_flwr",
+        "math",
+        "__future__",
+        "dataclasses",
+        "collections",
+        "typing",
+        "functools",
+        "itertools",
+    }
     for path in (PACKAGE / "core").glob("*.py"):
         assert {module.split(".")[0] for module in imports(path)} <= allowed, path
 

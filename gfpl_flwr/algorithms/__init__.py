@@ -23,7 +23,8 @@ def known_fields() -> dict[str, "Field[Any]"]:
 
 def defaults() -> dict[str, Scalar]:
     """Return every configuration key with its default, as Flower's flat mapping."""
-    return {key: field.default for key, field in known_fields().items()}
+    found: dict[str, Any] = {key: field.default for key, field in known_fields().items()}
+    return found
 
 
 def parse_run(flat: Mapping[str, object]) -> tuple[RunConfig, Algorithm]:

@@ -169,9 +169,7 @@ class Algorithm(ABC):
         return self
 
     @abstractmethod
-    def build_model(
-        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int
-    ) -> SplitModel:
+    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
         """Return the untrained model every site starts from; it depends on the seed alone."""
 
     @abstractmethod

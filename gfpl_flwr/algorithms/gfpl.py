@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gfpl_flwr import seeding
-from gfpl_flwr.algorithms.base import Algorithm, Reply, Site, Tensors, Visit, evaluate, features_of
+from gfpl_flwr.algorithms.base import Algorithm, Counts, Reply, Site, Tensors, Visit, evaluate, features_of
 from gfpl_flwr.algorithms.local import DROPOUT
 from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, sgd, train_and_evaluate
 from gfpl_flwr.config import ConfigError, RunConfig, option
@@ -54,9 +54,7 @@ class GFPL(Algorithm):
     projection_dim: int = option(
         0, "P: width of projection and ETF, at least classes - 1; 0: the data set's.", at_least=0
     )
-    classifier_on: str = option(
-        "features", "What the trainable classifier sees.", choices=("features", "projection")
-    )
+    classifier_on: str = option("features", "What the trainable classifier sees.", choices=("features", "projection"))
     # prototypes
     num_components: int = option(2, "Gaussian components a class.", at_least=1)
     min_samples: int = option(5, "A class with fewer training samples sends no prototype.", at_least=1)
@@ -67,12 +65,8 @@ class GFPL(Algorithm):
         1e-4, "Smallest variance, as a share of the features' mean variance.", above=0, below=1
     )
     em_max_iter: int = option(100, "Most iterations of EM.", at_least=1)
-    em_tol: float = option(
-        1e-3, "EM stops when the log-likelihood per sample rises by less, in nats.", above=0
-    )
-    share_counts: bool = option(
-        True, "Send sample counts as weights of the fusion; else every site weighs the same."
-    )
+    em_tol: float = option(1e-3, "EM stops when the log-likelihood per sample rises by less, in nats.", above=0)
+    share_counts: bool = option(True, "Send sample counts as weights of the fusion; else every site weighs the same.")
     # fusion
     threshold: float = option(
         1.0, "Components closer than this merge; 0: none, inf: all of a class.", at_least=0, finite=False
@@ -116,17 +110,13 @@ class GFPL(Algorithm):
         scale = self.scale if self.scale != "auto" else "sum" if paper else "mean"
         return dataclasses.replace(self, projection_dim=dim, scale=scale)
 
-    def build_model(
-        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int
-    ) -> SplitModel:
+    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
         """Return the dual classifier, or the plain one without DCS."""
         if not self.dual_classifier:
             return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
         etf = simplex_etf(num_classes, self.projection_dim, generator=seeding.generator(seed, "etf"))
         return seeded_init(
-            lambda: DualClassifier(
-                extractor, feature_dim, etf, classifier_on=self.classifier_on, dropout=DROPOUT
-            ),
+            lambda: DualClassifier(extractor, feature_dim, etf, classifier_on=self.classifier_on, dropout=DROPOUT),
             seed,
         )
 
@@ -155,7 +145,8 @@ class GFPL(Algorithm):
     def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
         """Retrain on the prototypes handed down, do the local rounds, fit and send the own prototypes."""
         watch = Stopwatch()
-        accuracy, diagnostics = [], {}
+        accuracy: list[Counts] = []
+        diagnostics: dict[str, float] = {}
         if visit.download and down:
             round = visit.first_round - 1
             with watch("retrain"):
@@ -194,7 +185,7 @@ class GFPL(Algorithm):
             min_component_samples=self.min_component_samples,
             generator=site.generator(round, "mixtures"),
         )
-        found = {"suppressed_classes": float(len(labels.unique()) - len(bank.classes))}
+        found = {"suppressed_classes": float(len(torch.unique(labels)) - len(bank.classes))}
         if isinstance(site.model, DualClassifier) and len(labels):
             with torch.no_grad():
                 projected = site.model.projected(features.to(site.model.etf.device)).cpu()
@@ -220,12 +211,8 @@ class GFPL(Algorithm):
         """
         if self.retrain_classes == "own":
             own = torch.isin(bank.labels, site.train.labels.cpu())
-            bank = GaussianPrototypes(
-                bank.labels[own], bank.counts[own], bank.means[own], bank.variances[own]
-            )
-        features, labels = sample(
-            bank, per_class=self.pseudo_per_class, generator=site.generator(round, "pseudo")
-        )
+            bank = GaussianPrototypes(bank.labels[own], bank.counts[own], bank.means[own], bank.variances[own])
+        features, labels = sample(bank, per_class=self.pseudo_per_class, generator=site.generator(round, "pseudo"))
         negative = float((features < 0).double().mean()) if len(labels) else 0.0
         if self.clamp_pseudo:
             features = features.clamp(min=0)
@@ -284,7 +271,5 @@ class GFPL(Algorithm):
             "components_out": left,
             "merge_rate": 1 - left / came if came else 0.0,
             "by_class": {str(label): [before[label], after[label]] for label in sorted(before | after)},
-            "suppressed_classes": sum(
-                int(reply.diagnostics.get("suppressed_classes", 0)) for reply in replies
-            ),
+            "suppressed_classes": sum(int(reply.diagnostics.get("suppressed_classes", 0)) for reply in replies),
         }

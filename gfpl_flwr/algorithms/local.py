@@ -20,9 +20,7 @@ class Local(Algorithm):
 
     name: ClassVar[str] = "local"
 
-    def build_model(
-        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int
-    ) -> SplitModel:
+    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
         """Return extractor and linear classifier."""
         return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
 

@@ -32,7 +32,7 @@ def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> It
         sizes[-1] += 1
     elif rest:
         sizes.append(rest)
-    yield from rows.split(sizes)
+    yield from torch.split(rows, sizes)
 
 
 def sgd(
@@ -64,18 +64,18 @@ def sgd(
     Raises:
         FloatingPointError: the loss is not finite; says at which step and what can be lowered.
     """
-    parameters = list(parameters)
+    weights: list[Tensor] = list(parameters)
     # The functional form of torch's SGD: making an optimizer object imports torch's compiler, which takes longer
     # than torch itself, and a device starts a process for every message.
-    buffers: list[Tensor | None] = [None] * len(parameters)
+    buffers: list[Tensor | None] = [None] * len(weights)
     steps, total = 0, torch.zeros(())
     for _ in range(epochs):
         for rows in batches(num_samples, batch_size, shuffle):
             loss = loss_of(rows)
-            gradients = torch.autograd.grad(loss, parameters)
+            gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 sgd_step(
-                    parameters,
+                    weights,
                     list(gradients),
                     buffers,
                     lr=config.learning_rate,
@@ -90,7 +90,7 @@ def sgd(
     mean = float(total) / steps if steps else math.nan
     if steps and not math.isfinite(mean):
         raise FloatingPointError(
-            f"training diverged within {steps} steps: the loss is {mean}; lower learning-rate = {config.learning_rate}"
+            f"training diverged in {steps} steps, the loss is {mean}: lower learning-rate = {config.learning_rate}"
         )
     return mean
 

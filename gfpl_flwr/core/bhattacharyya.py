@@ -78,6 +78,5 @@ def _check(side: str, means: Tensor, variances: Tensor) -> None:
             row, feature = bad.nonzero()[0].tolist()
             rule = "finite" if name == "means" else "finite and > 0"
             raise ValueError(
-                f"{name}_{side} must be {rule}, "
-                f"row {row} has {value[row, feature].item():.8g} at feature {feature}"
+                f"{name}_{side} must be {rule}, row {row} has {value[row, feature].item():.8g} at feature {feature}"
             )

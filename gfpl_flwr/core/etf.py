@@ -40,9 +40,7 @@ def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Te
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if dim < num_classes - 1:
-        raise ValueError(
-            f"a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}, got dim = {dim}"
-        )
+        raise ValueError(f"a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}, got dim = {dim}")
     scale = math.sqrt(num_classes / (num_classes - 1))
     if dim >= num_classes:
         frame = _orthonormal(dim, num_classes, generator)

@@ -132,9 +132,7 @@ def _first_fit(
     """Fuse float64 rows in their order, in place: the first ``kept`` rows are the components so far."""
     kept = 1
     for row in range(1, len(counts)):
-        to_kept = distance_float64(
-            means[row : row + 1], variances[row : row + 1], means[:kept], variances[:kept]
-        )[0]
+        to_kept = distance_float64(means[row : row + 1], variances[row : row + 1], means[:kept], variances[:kept])[0]
         near = int(to_kept.argmin())
         if to_kept[near] < limit:
             counts[near], means[near], variances[near] = _merged(

@@ -234,8 +234,7 @@ def _check_data(features: Tensor, labels: Tensor) -> None:
         )
     if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
-            f"labels must be int64 of shape {tuple(features.shape[:1])}, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
+            f"labels must be int64 of shape {tuple(features.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
         )
     bad = ~features.isfinite()
     if bad.any():

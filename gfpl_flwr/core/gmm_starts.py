@@ -168,9 +168,7 @@ def _split_off(data: _Problems, clusters: Tensor) -> Tensor:
     own = _cluster_score(counts, _mean_variance(counts, moments)[1])
     u, v = torch.triu_indices(data.components, data.components, 1, device=clusters.device)
     joint = counts[:, u] + counts[:, v]
-    cost = (
-        own[:, u] + own[:, v] - _cluster_score(joint, _mean_variance(joint, moments[:, u] + moments[:, v])[1])
-    )
+    cost = own[:, u] + own[:, v] - _cluster_score(joint, _mean_variance(joint, moments[:, u] + moments[:, v])[1])
     pair = cost.argmin(-1)
     into, free = u[pair][:, None], v[pair][:, None]
     merged = torch.where(clusters == free, into, clusters)
@@ -191,9 +189,7 @@ def _move_gains(data: _Problems, clusters: Tensor, smallest: float) -> Tensor:
     without = joined[problem, sample, clusters]
     size = counts[problem, clusters]  # (Q, L)
     rest = (size - 1.0).clamp_min(1.0)[..., None]
-    without = (
-        without.div_(-rest).add_(variance[problem, clusters]).clamp_min_(0.0).mul_(size[..., None] / rest)
-    )
+    without = without.div_(-rest).add_(variance[problem, clusters]).clamp_min_(0.0).mul_(size[..., None] / rest)
     leave = _cluster_score(size - 1.0, without) - own[problem, clusters]
     grown = (counts + 1.0)[:, None, :, None]  # (Q, 1, K, 1)
     joined = joined.div_(grown).add_(variance[:, None]).mul_(counts[:, None, :, None] / grown)

@@ -43,9 +43,7 @@ def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * ((direction * targets).sum(dim=1) - 1.0).square().mean()
 
 
-def hybrid_loss(
-    logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float
-) -> Tensor:
+def hybrid_loss(logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float) -> Tensor:
     """Return cross-entropy of the trainable classifier plus weighted dot regression.
 
     Equation 13 of the GFPL paper, and 14 when the inputs are pseudo-features:
@@ -68,9 +66,7 @@ def hybrid_loss(
     """
     batch, classes = projected.shape[0], etf.shape[-1]
     if etf.ndim != 2 or projected.shape != (batch, etf.shape[0]):
-        raise ValueError(
-            f"projected (B, P) must fit etf (P, C), got {tuple(projected.shape)} and {tuple(etf.shape)}"
-        )
+        raise ValueError(f"projected (B, P) must fit etf (P, C), got {tuple(projected.shape)} and {tuple(etf.shape)}")
     if logits.shape != (batch, classes) or labels.shape != (batch,):
         raise ValueError(
             f"logits and labels must have shapes {(batch, classes)} and {(batch,)} "

@@ -96,9 +96,7 @@ class GaussianPrototypes:
         _, rank = torch.unique(key, dim=0, return_inverse=True)
         return self._rows(rank.argsort(stable=True))
 
-    def to(
-        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> GaussianPrototypes:
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> GaussianPrototypes:
         """Return the bank with its floating point fields in ``dtype`` and every field on ``device``."""
         floats = (self.counts, self.means, self.variances)
         counts, means, variances = (value.to(device=device, dtype=dtype) for value in floats)
@@ -120,9 +118,7 @@ class GaussianPrototypes:
         """
         if set(tensors) != set(_KEYS):
             missing, unknown = sorted(set(_KEYS) - set(tensors)), sorted(set(tensors) - set(_KEYS))
-            raise ValueError(
-                f"prototypes need exactly the keys {list(_KEYS)}: missing {missing}, unknown {unknown}"
-            )
+            raise ValueError(f"prototypes need exactly the keys {list(_KEYS)}: missing {missing}, unknown {unknown}")
         return cls(**tensors)
 
     @classmethod
@@ -157,9 +153,7 @@ class GaussianPrototypes:
         return cls(*(torch.cat([getattr(bank, key) for bank in banks]) for key in _KEYS))
 
     def _rows(self, index: Tensor) -> GaussianPrototypes:
-        return GaussianPrototypes(
-            self.labels[index], self.counts[index], self.means[index], self.variances[index]
-        )
+        return GaussianPrototypes(self.labels[index], self.counts[index], self.means[index], self.variances[index])
 
 
 def _check_layout(labels: Tensor, counts: Tensor, means: Tensor, variances: Tensor) -> None:

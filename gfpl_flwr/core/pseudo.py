@@ -47,9 +47,9 @@ def sample(
     place = torch.arange(len(bank), device=device) - first[group]
     weights = torch.zeros(len(classes), int(sizes.max()), dtype=torch.float64, device=device)
     weights[group, place] = bank.counts[order].double()
-    component = torch.multinomial(
-        weights.to(generator.device), per_class, replacement=True, generator=generator
-    ).to(device)
+    component = torch.multinomial(weights.to(generator.device), per_class, replacement=True, generator=generator).to(
+        device
+    )
     rows = order[(first[:, None] + component).flatten()]
     noise = torch.randn(len(rows), bank.dim, generator=generator, device=generator.device, dtype=dtype)
     features = torch.addcmul(bank.means[rows], bank.variances[rows].sqrt(), noise.to(device))

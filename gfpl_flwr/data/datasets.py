@@ -106,14 +106,10 @@ def to_float(
         ValueError: when the images are not uint8 or the number of channels does not fit.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images must be uint8 (B, channels, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must be uint8 (B, channels, H, W), got {images.dtype} {tuple(images.shape)}")
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.shape[1]):
-            raise ValueError(
-                f"{what} must have 1 or {images.shape[1]} values, one per channel, got {len(values)}"
-            )
+            raise ValueError(f"{what} must have 1 or {images.shape[1]} values, one per channel, got {len(values)}")
     shape = (1, -1, 1, 1)
     centre = torch.tensor(mean, dtype=dtype, device=images.device).view(shape)
     scale = torch.tensor(std, dtype=dtype, device=images.device).view(shape)
@@ -205,8 +201,7 @@ class ImageDataset:
                 continue
             if column.dtype != torch.int64 or column.shape != (len(images),):
                 raise ValueError(
-                    f"{what} must be int64 ({len(images)},), one per image, "
-                    f"got {column.dtype} {tuple(column.shape)}"
+                    f"{what} must be int64 ({len(images)},), one per image, got {column.dtype} {tuple(column.shape)}"
                 )
         wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten()
         if len(wrong):

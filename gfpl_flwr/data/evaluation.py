@@ -23,8 +23,7 @@ def count_correct(predictions: Tensor, labels: Tensor, num_classes: int) -> tupl
     """
     if predictions.shape != labels.shape or labels.ndim != 1:
         raise ValueError(
-            f"predictions and labels must both be (N,), "
-            f"got {tuple(predictions.shape)} and {tuple(labels.shape)}"
+            f"predictions and labels must both be (N,), got {tuple(predictions.shape)} and {tuple(labels.shape)}"
         )
     if len(wrong := torch.nonzero((labels < 0) | (labels >= num_classes)).flatten()):
         row = int(wrong[0])

@@ -40,9 +40,7 @@ def folder_file(path: Path, *, image_size: int, class_names: tuple[str, ...] | N
         DatasetNotFoundError: when there is no such folder.
     """
     if not path.is_dir():
-        raise DatasetNotFoundError(
-            f"data set 'folder:{path}' is not on this machine: no such folder; {_LAYOUT}"
-        )
+        raise DatasetNotFoundError(f"data set 'folder:{path}' is not on this machine: no such folder; {_LAYOUT}")
     digest = hashlib.sha256(f"{path}\n{image_size}\n{class_names}\n".encode())
     for entry in sorted(path.rglob("*")):
         status = entry.stat() if entry.is_file() else None

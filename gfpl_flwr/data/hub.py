@@ -38,9 +38,7 @@ def as_partitioner(
     try:
         from flwr_datasets.partitioner import Partitioner
     except ImportError:
-        raise ValueError(
-            "as_partitioner needs the package flwr-datasets: pip install 'gfpl-flwr[hub]'"
-        ) from None
+        raise ValueError("as_partitioner needs the package flwr-datasets: pip install 'gfpl-flwr[hub]'") from None
 
     class SchemePartitioner(Partitioner):  # type: ignore[misc]
         """Rows of a site, computed when the first partition is asked for."""

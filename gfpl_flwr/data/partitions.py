@@ -12,9 +12,7 @@ from gfpl_flwr.data.sites import Indices, SiteIndices
 from gfpl_flwr.data.skew import by_writer, dirichlet, iid, long_tail, shards
 
 
-def partition(
-    dataset: ImageDataset, num_sites: int, *, scheme: str, seed: int, **options: Any
-) -> list[SiteIndices]:
+def partition(dataset: ImageDataset, num_sites: int, *, scheme: str, seed: int, **options: Any) -> list[SiteIndices]:
     """Spread a data set over sites.
 
     The same arguments give the same partition, on every machine with the same version of numpy: the streams

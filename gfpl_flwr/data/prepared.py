@@ -49,15 +49,12 @@ def read_prepared(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             present = set(file.keys())
             if missing := [name for name in REQUIRED if name not in present]:
                 raise ValueError(
-                    f"prepared data set {path} lacks tensor {', '.join(missing)}; "
-                    f"it has {', '.join(sorted(present))}"
+                    f"prepared data set {path} lacks tensor {', '.join(missing)}; it has {', '.join(sorted(present))}"
                 )
             wanted = {name: dtype for name, dtype in (REQUIRED | OPTIONAL).items() if name in present}
             for name, dtype in wanted.items():
                 if (found := file.get_slice(name).get_dtype()) != dtype:
-                    raise ValueError(
-                        f"prepared data set {path}: {name} must be {_TORCH_NAMES[dtype]}, it is {found}"
-                    )
+                    raise ValueError(f"prepared data set {path}: {name} must be {_TORCH_NAMES[dtype]}, it is {found}")
             return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(
@@ -83,9 +80,7 @@ def write_prepared(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}.", suffix=".safetensors.partial"
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".safetensors.partial")
         os.close(handle)
         temporary = Path(name)
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))

@@ -178,9 +178,7 @@ def long_tail(
     """
     rows = rows_by_class(train_labels, num_classes)
     sizes = tail_counts(np.array([len(of_class) for of_class in rows], dtype=np.int64), tail_ratio)
-    kept = np.sort(
-        np.concatenate([generator.permutation(own)[:n] for own, n in zip(rows, sizes, strict=True)])
-    )
+    kept = np.sort(np.concatenate([generator.permutation(own)[:n] for own, n in zip(rows, sizes, strict=True)]))
     labels, no_labels = train_labels[kept], test_labels[:0]
     if np.isinf(alpha):
         parts = iid(labels, no_labels, num_sites, generator=generator)

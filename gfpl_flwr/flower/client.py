@@ -76,9 +76,7 @@ class Node:
         index = own.get("partition-id")
         site = own.get("site", index)
         if not isinstance(site, (int, str)) or isinstance(site, bool):
-            raise ConfigError(
-                "node config: give site = 'NAME' or partition-id = NUMBER; the site has no identity"
-            )
+            raise ConfigError("node config: give site = 'NAME' or partition-id = NUMBER; the site has no identity")
         count = config.num_sites or int(own.get("num-partitions", 0))
         if config.partition != "own" and not (isinstance(index, int) and 0 <= index < count):
             raise ConfigError(
@@ -199,12 +197,8 @@ def build_site(
         num_sites: S, number of shares.
         device: where the site computes.
     """
-    share = (
-        None if config.partition == "own" or index is None else partition_of(config, dataset, num_sites)[index]
-    )
-    mean, std = (
-        torch.tensor(values, device=device).view(-1, 1, 1) for values in normalisation(config.dataset)
-    )
+    share = None if config.partition == "own" or index is None else partition_of(config, dataset, num_sites)[index]
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in normalisation(config.dataset))
 
     def images(pixels: Tensor, labels: Tensor, rows: Any) -> Images:
         chosen = slice(None) if rows is None else torch.as_tensor(rows)

@@ -155,9 +155,7 @@ def _federation(name: str, table: Any, folder: Path, is_default: bool) -> Federa
     insecure = connection.get("insecure", False)
     certificates = connection.get("root-certificates")
     if not address:
-        raise ValueError(
-            f"{prefix}.address is missing: host:port, or {LOCAL_ADDRESSES[0]!r} for this machine"
-        )
+        raise ValueError(f"{prefix}.address is missing: host:port, or {LOCAL_ADDRESSES[0]!r} for this machine")
     if "://" in address or (address.startswith(":") and address not in LOCAL_ADDRESSES):
         allowed = ", ".join(LOCAL_ADDRESSES)
         raise ValueError(f"{prefix}.address must be host:port or one of {allowed}, got {address!r}")

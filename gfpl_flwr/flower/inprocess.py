@@ -97,9 +97,7 @@ class InProcessGrid(Grid):
                 return [self._handle(message)]
         return []
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Handle all messages and return their replies; what is not begun before the timeout is not answered."""
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []

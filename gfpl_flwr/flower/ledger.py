@@ -5,7 +5,7 @@ from typing import Any
 
 from gfpl_flwr.algorithms.base import Counts, Reply, Visit
 from gfpl_flwr.data.evaluation import mean_and_std
-from gfpl_flwr.flower.wire import Size, SiteReply
+from gfpl_flwr.flower.wire import SiteReply, Size
 
 
 def site_order(site: int | str) -> tuple[bool, int, str]:

@@ -170,8 +170,8 @@ def _add_to_summary(path: Path, facts: Mapping[str, object]) -> None:
     """Add to a run's summary what only the side that started it knows; a stopped ServerApp wrote none."""
     if (path / CONFIG).exists():
         summary = path / SUMMARY
-        known = json.loads(summary.read_text()) if summary.exists() else {}
-        write_json(summary, facts | known if "status" in known else known | facts)
+        known: dict[str, object] = json.loads(summary.read_text()) if summary.exists() else {}
+        write_json(summary, {**facts, **known})
 
 
 def demo_runs(output_dir: Path, data_dir: Path) -> list[dict[str, Scalar]]:

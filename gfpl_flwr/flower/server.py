@@ -9,7 +9,8 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from gfpl_flwr.algorithms import GFPL, parse_run
+from gfpl_flwr.algorithms import parse_run
+from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.flower.client import architecture_of
 from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
@@ -60,9 +61,7 @@ def run(
         QuorumError, ConnectionError: too few sites; the folder says so and can be resumed.
     """
     config, algorithm = parse_run(flat)
-    num_classes = (
-        len(config.class_names.split(",")) if config.class_names else preset_for(config.dataset).num_classes
-    )
+    num_classes = len(config.class_names.split(",")) if config.class_names else preset_for(config.dataset).num_classes
     algorithm = algorithm.resolve(config, num_classes)
     command = os.environ.get(COMMAND) or " ".join(sys.argv)
     folder = RunFolder.open(config, flat, engine=engine, command=command, state_name=algorithm.state_name)

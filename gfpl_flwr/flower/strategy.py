@@ -4,21 +4,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from gfpl_flwr.algorithms import GFPL
 from gfpl_flwr.algorithms.base import Algorithm, Visit
+from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.ledger import Ledger
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.wire import (
     Order,
-    Size,
     SiteReply,
+    Size,
     decode_reply,
     decode_tensors,
     encode_order,
@@ -215,8 +216,7 @@ class VisitStrategy(Strategy):
         size = size_of(messages[0])  # all carry the same content
         nodes = [message.metadata.dst_node_id for message in messages]
         self._ledger.sent = {
-            message_id: (node, size)
-            for node, message_id in zip(nodes, grid.push_messages(messages), strict=True)
+            message_id: (node, size) for node, message_id in zip(nodes, grid.push_messages(messages), strict=True)
         }
         waiting = set(self._ledger.sent)
         deadline = time.monotonic() + self.config.visit_deadline
@@ -233,9 +233,7 @@ class VisitStrategy(Strategy):
         """Check one reply; a bad one is recorded and left out."""
         ledger = self._ledger
         # Errors of Flower's own come from its server, not from the node: the message they answer says which it is.
-        node, _ = ledger.sent.get(
-            message.metadata.reply_to_message_id, (message.metadata.src_node_id, Size())
-        )
+        node, _ = ledger.sent.get(message.metadata.reply_to_message_id, (message.metadata.src_node_id, Size()))
         name = self.sites.get(node, f"node {node}")
         if message.has_error():
             ledger.failures.append((name, f"{message.error.reason} (code {message.error.code})"))
@@ -255,9 +253,7 @@ class VisitStrategy(Strategy):
     def _check(self, answer: SiteReply) -> None:
         current = self.visits[self._current - 1]
         if (answer.run, answer.visit) != (self.folder.key, current.index):
-            raise ValueError(
-                f"answers visit {answer.visit} of run {answer.run!r}, expected visit {current.index}"
-            )
+            raise ValueError(f"answers visit {answer.visit} of run {answer.run!r}, expected visit {current.index}")
         if answer.site in self._ledger.good:
             raise ValueError("a second reply of the same site: two nodes have the same partition-id or site")
         tensors = answer.reply.tensors

@@ -96,7 +96,7 @@ class Order:
 def encode_order(order: Order) -> RecordDict:
     """Pack a visit's order as the content of a message."""
     visit = order.visit
-    fields = {
+    fields: dict[str, int | str | bool] = {
         "run": order.run,
         "visit": visit.index,
         "first-round": visit.first_round,
@@ -104,7 +104,7 @@ def encode_order(order: Order) -> RecordDict:
         "download": visit.download,
         "upload": visit.upload,
     }
-    return RecordDict({VISIT: ConfigRecord(fields), ARRAYS: encode_tensors(order.tensors)})
+    return RecordDict({VISIT: ConfigRecord(dict(fields)), ARRAYS: encode_tensors(order.tensors)})
 
 
 def decode_order(content: RecordDict) -> Order:
@@ -149,9 +149,7 @@ def encode_reply(answer: SiteReply) -> RecordDict:
     if answer.label_counts:
         measures["label-classes"] = list(answer.label_counts)
         measures["label-counts"] = list(answer.label_counts.values())
-    classes = (
-        reply.accuracy[0].total.nonzero().flatten() if reply.accuracy else torch.empty(0, dtype=torch.int64)
-    )
+    classes = reply.accuracy[0].total.nonzero().flatten() if reply.accuracy else torch.empty(0, dtype=torch.int64)
     if len(classes):
         measures["rounds"] = [counts.round for counts in reply.accuracy]
         measures["phases"] = [PHASES.index(counts.phase) for counts in reply.accuracy]
@@ -230,9 +228,7 @@ def _accuracy(measures: MetricRecord) -> list[Counts]:
 
 def _naturals(measures: MetricRecord, key: str) -> list[int]:
     values = measures.get(key, [])
-    if not isinstance(values, list) or not all(
-        isinstance(value, int) and 0 <= value < 2**63 for value in values
-    ):
+    if not isinstance(values, list) or not all(isinstance(value, int) and 0 <= value < 2**63 for value in values):
         raise ValueError(f"{key} must be a list of integers >= 0")
     return [int(value) for value in values]
 

@@ -27,9 +27,7 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return inputs
         if self.generator is None:
-            raise RuntimeError(
-                "Dropout in training mode needs a generator: call use_generator(model, generator)"
-            )
+            raise RuntimeError("Dropout in training mode needs a generator: call use_generator(model, generator)")
         shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if self.channels else inputs.shape
         keep = torch.empty(shape, dtype=inputs.dtype, device=inputs.device)
         keep.bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)

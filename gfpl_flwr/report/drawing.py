@@ -86,8 +86,7 @@ def line_styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return colour, dashes and width of each run's line, no two of the first 28 alike."""
     turns = [divmod(i, len(PALETTE)) for i in range(len(runs))]
     return [
-        {"color": PALETTE[place], "linestyle": LINES[turn % len(LINES)], "linewidth": 1.8}
-        for turn, place in turns
+        {"color": PALETTE[place], "linestyle": LINES[turn % len(LINES)], "linewidth": 1.8} for turn, place in turns
     ]
 
 
@@ -104,9 +103,7 @@ def write_titles(ax: Axes, title: str, subtitle: str) -> None:
 
 def setting(runs: Sequence[Run]) -> str:
     """Return data and partition for the title, where all runs have the same."""
-    kinds = {
-        (str(r.config.get("dataset", "")), str(r.config.get("partition", "")), len(r.sites)) for r in runs
-    }
+    kinds = {(str(r.config.get("dataset", "")), str(r.config.get("partition", "")), len(r.sites)) for r in runs}
     if len(kinds) > 1:
         return ""
     dataset, partition, count = kinds.pop()

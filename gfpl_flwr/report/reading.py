@@ -82,9 +82,7 @@ def _visit(record: dict[str, Any], where: str) -> Visit:
     for reply in sites:
         late = [entry.round for entry in reply.accuracy if entry.round > last]
         if late:
-            raise ValueError(
-                f"{where}, site {reply.site}: expected rounds up to {last}, got accuracy of {late[0]}"
-            )
+            raise ValueError(f"{where}, site {reply.site}: expected rounds up to {last}, got accuracy of {late[0]}")
     return Visit(
         visit=number,
         first_round=first,
@@ -152,9 +150,7 @@ def _accuracy(entry: object, where: str) -> Accuracy:
     correct = {head: _ints(heads, head, where, length=len(classes)) for head in heads}
     for head, hits in correct.items():
         if any(hit > all_ for hit, all_ in zip(hits, total, strict=True)):
-            raise ValueError(
-                f"{where}: expected at most {total} correct in round {number}, {head} has {hits}"
-            )
+            raise ValueError(f"{where}: expected at most {total} correct in round {number}, {head} has {hits}")
     return Accuracy(number, phase, classes, total, correct)
 
 

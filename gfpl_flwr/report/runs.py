@@ -94,11 +94,7 @@ class Run:
         """The inference heads that were evaluated, in the order in which they first appear."""
         return tuple(
             dict.fromkeys(
-                head
-                for v in self.visits
-                for reply in v.sites
-                for entry in reply.accuracy
-                for head in entry.correct
+                head for v in self.visits for reply in v.sites for entry in reply.accuracy for head in entry.correct
             )
         )
 

@@ -71,8 +71,7 @@ def sites_figure(runs: Sequence[Run]) -> Figure:
         # Side by side within the column of a site, so that equal values do not hide one another.
         shifts = 0.18 * (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(1.0, 4 / len(runs))
         places = [
-            np.array([named.index(site) for site in f.by_site]) + x
-            for f, x in zip(finals, shifts, strict=True)
+            np.array([named.index(site) for site in f.by_site]) + x for f, x in zip(finals, shifts, strict=True)
         ]
         values = [100 * np.array(list(final.by_site.values())) for final in finals]
         for x, y, line, shape in zip(places, values, line_styles(runs), shapes, strict=True):
@@ -128,13 +127,9 @@ def labels_figure(run: Run) -> Figure:
         if table.size <= DOTS_UP_TO:
             rows, columns = np.nonzero(table)
             unit = 150 / max(1, table.max())
-            ax.scatter(
-                columns, rows, s=table[rows, columns] * unit, color=PALETTE[0], alpha=0.85, linewidths=0
-            )
+            ax.scatter(columns, rows, s=table[rows, columns] * unit, color=PALETTE[0], alpha=0.85, linewidths=0)
             for count in sorted({int(table.max()), max(1, int(table.max()) // 4)}, reverse=True):
-                ax.scatter(
-                    [], [], s=count * unit, color=PALETTE[0], alpha=0.85, linewidths=0, label=str(count)
-                )
+                ax.scatter([], [], s=count * unit, color=PALETTE[0], alpha=0.85, linewidths=0, label=str(count))
             fig.legend(loc="outside right center", title="samples", labelspacing=1.0)
             ax.grid(axis="x")
         else:

@@ -171,11 +171,7 @@ def _title(shared: Mapping[str, str]) -> str:
 
 def _notes(runs: Sequence[Run]) -> list[str]:
     names = display_names(runs)
-    notes = (
-        ["; ".join(f"{name}: {_exchanges(run)}" for name, run in zip(names, runs, strict=True))]
-        if runs
-        else []
-    )
+    notes = ["; ".join(f"{name}: {_exchanges(run)}" for name, run in zip(names, runs, strict=True))] if runs else []
     if any(run.stale_sites for run in runs):
         notes.append("* a site whose last reply failed counts with its last known accuracy")
     return notes
@@ -235,7 +231,5 @@ def _table(columns: Sequence[str], *, title: str, caption: str = "") -> Table:
     )
     for name in columns:
         # Folding breaks a cell at its spaces where it can, and never drops a digit as an ellipsis does.
-        table.add_column(
-            name, justify="left" if name in TEXT_COLUMNS else "right", vertical="top", overflow="fold"
-        )
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", vertical="top", overflow="fold")
     return table

@@ -37,7 +37,9 @@ def make_site(name: str, key: int, labels: list[int], *, tests: int = 6) -> tupl
     return Site(key, model, train, images(train.labels[:tests]), config, batch_size=4), algorithm, config
 
 
-def run_visits(sites: list[tuple[Site, Algorithm, RunConfig]]) -> tuple[list[list[Reply]], dict[str, torch.Tensor]]:
+def run_visits(
+    sites: list[tuple[Site, Algorithm, RunConfig]],
+) -> tuple[list[list[Reply]], dict[str, torch.Tensor]]:
     """Run a whole schedule on sites, without a network: the replies of each visit, and the last state."""
     _, algorithm, config = sites[0]
     state, history = algorithm.initial(), []
@@ -88,7 +90,7 @@ def test_a_poor_site_survives(name, labels, tests):
 def test_the_same_seed_gives_the_same_result_whatever_the_order_of_sites(name):
     def outcome(order: Iterable[int]):
         sites = [make_site(name, key, [key % CLASSES, (key + 1) % CLASSES] * 8) for key in order]
-        history, state = run_visits(sites)
+        _history, state = run_visits(sites)
         weights = {site.key: site.model.state_dict() for site, _, _ in sites}
         return weights, state
 
@@ -145,7 +147,13 @@ class Tap(InProcessGrid):
 
 
 def tapped(tmp_path, data_dir, **changes) -> Tap:
-    flat = {"dataset": "digits", "num-sites": 3, "rounds": 4, "gfpl.first-exchange": 2, "gfpl.exchange-every": 2}
+    flat = {
+        "dataset": "digits",
+        "num-sites": 3,
+        "rounds": 4,
+        "gfpl.first-exchange": 2,
+        "gfpl.exchange-every": 2,
+    }
     flat |= {"output-dir": str(tmp_path), "data-dir": str(data_dir), "name": "run", **changes}
     nodes = [{"partition-id": site, "num-partitions": 3} for site in range(3)]
     grid = Tap(build_client_app(), nodes, flat)
@@ -166,7 +174,7 @@ def test_gfpl_sends_four_arrays_and_no_weight_gradient_feature_or_sample(tmp_pat
     seen = set()
     for message in grid.down + grid.up:
         record = message.content.array_records["arrays"]
-        rows = {tuple(array.shape)[0] for array in record.values()}
+        rows = {next(iter(array.shape)) for array in record.values()}
         assert len(rows) <= 1  # every array has one row a component
         seen |= {tuple(array.shape) for array in record.values()}
         for array in record.values():
@@ -209,7 +217,9 @@ def test_gfpl_without_both_of_its_parts_is_local(tmp_path, data_dir):
 
 
 def test_a_site_draws_the_same_numbers_wherever_it_runs():
-    numbers = [torch.rand(3, generator=seeding.generator(1, "site", 2, "round", round, "shuffle")) for round in (1, 1, 2)]
+    numbers = [
+        torch.rand(3, generator=seeding.generator(1, "site", 2, "round", round, "shuffle")) for round in (1, 1, 2)
+    ]
     assert torch.equal(numbers[0], numbers[1])
     assert not torch.equal(numbers[0], numbers[2])
     assert seeding.derive(1, "a", "b") != seeding.derive(1, "ab")

@@ -34,9 +34,7 @@ def test_the_last_fifth_of_every_class_is_the_test_split(pets, tmp_path):
     assert dataset.image_shape == (3, 8, 8)
     assert dataset.train_labels.tolist() == [0] * 4 + [1] * 8
     assert dataset.test_labels.tolist() == [0] + [1] * 2
-    assert dataset.train_images[:, :, 3, 3].tolist() == [[n, 0, 0] for n in range(4)] + [
-        [0, n, 0] for n in range(8)
-    ]
+    assert dataset.train_images[:, :, 3, 3].tolist() == [[n, 0, 0] for n in range(4)] + [[0, n, 0] for n in range(8)]
     assert dataset.test_images[:, :, 0, 7].tolist() == [[4, 0, 0], [0, 8, 0], [0, 9, 0]]
 
 

@@ -36,9 +36,7 @@ def test_every_scheme_gives_disjoint_sites_with_samples_and_depends_on_the_seed_
         again = partition(written, 8, scheme=scheme, seed=3, **OPTIONS)
         assert rows_of(again, split) == rows_of(sites, split)
     assert min(len(site.train) for site in sites) >= 1
-    assert rows_of(partition(written, 8, scheme=scheme, seed=4, **OPTIONS), "train") != rows_of(
-        sites, "train"
-    )
+    assert rows_of(partition(written, 8, scheme=scheme, seed=4, **OPTIONS), "train") != rows_of(sites, "train")
 
 
 @pytest.mark.parametrize("scheme", ["n-way-k-shot", "dirichlet", "shards"])
@@ -110,9 +108,7 @@ def test_the_papers_settings_fit_the_published_data_sets(real_data, name, ways, 
     dataset = real_data(name)
     labels = dataset.train_labels.numpy()
     for seed in range(3):
-        sites = partition(
-            dataset, 20, scheme="n-way-k-shot", seed=seed, ways=ways, ways_spread=spread, shots=shots
-        )
+        sites = partition(dataset, 20, scheme="n-way-k-shot", seed=seed, ways=ways, ways_spread=spread, shots=shots)
         held = [len(np.unique(labels[site.train])) for site in sites]
         assert max(2, ways - spread) <= min(held)
         assert max(held) <= ways + spread

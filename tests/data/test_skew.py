@@ -63,9 +63,7 @@ def test_dirichlet_shares_have_the_distributions_moments(alpha):
     shares = (
         np.concatenate(
             [
-                counts_of(
-                    train, split_dirichlet(num_sites, alpha, train=train, min_samples=0, seed=seed)
-                ).ravel()
+                counts_of(train, split_dirichlet(num_sites, alpha, train=train, min_samples=0, seed=seed)).ravel()
                 for seed in range(100)
             ]
         )
@@ -96,9 +94,7 @@ def test_dirichlet_gives_up_and_explains():
 
 def test_shards_limit_the_classes_of_a_site():
     labels = np.repeat(np.arange(CLASSES), 40)
-    sites = shards(
-        labels, labels, 6, num_classes=CLASSES, shards_per_site=2, generator=np.random.default_rng(0)
-    )
+    sites = shards(labels, labels, 6, num_classes=CLASSES, shards_per_site=2, generator=np.random.default_rng(0))
     assert_handed_out(sites, "train", len(labels))
     assert_handed_out(sites, "test", len(labels))
     counts = counts_of(labels, sites)
@@ -162,9 +158,7 @@ def test_every_site_gets_whole_writers():
 
 @settings(deadline=None, max_examples=100)
 @given(
-    weights=st.lists(
-        st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.5]), min_size=4, max_size=4), min_size=1, max_size=8
-    ),
+    weights=st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.5]), min_size=4, max_size=4), min_size=1, max_size=8),
     sizes=st.lists(st.integers(0, 40), min_size=4, max_size=4),
 )
 def test_apportioning_is_exact_and_close_to_the_quota(weights, sizes):

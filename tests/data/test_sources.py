@@ -52,9 +52,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_offline_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(
-    tmp_path, no_network, name
-):
+def test_offline_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, no_network, name):
     start = time.monotonic()
     with pytest.raises(DatasetNotFoundError) as caught:
         load(name, tmp_path)
@@ -107,9 +105,7 @@ def mnist_server(tmp_path, monkeypatch):
         packed = gzip.compress(content)
         (served / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(served))
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(served)))
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(MNIST, "resources", resources)
     thread = threading.Thread(target=server.serve_forever)
@@ -230,9 +226,7 @@ def test_femnist_keeps_writers_and_gives_each_a_test_split():
         )
     }
     numbers = {name: number for number, name in enumerate(sorted(sizes))}
-    assert seen == {
-        (np.asarray(row["image"]).tobytes(), row["character"], numbers[row["writer_id"]]) for row in rows
-    }
+    assert seen == {(np.asarray(row["image"]).tobytes(), row["character"], numbers[row["writer_id"]]) for row in rows}
 
 
 def test_the_last_part_of_every_group():

@@ -101,9 +101,7 @@ def test_a_missing_file_and_an_unknown_federation_are_said_on_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=r"cannot read the federations of .*nowhere\.toml"):
         read_federations(Path("nowhere.toml"))
-    federations = read_federations(
-        written("[superlink.a]\naddress = 'h:1'\n[superlink.b]\naddress = ':local:'")
-    )
+    federations = read_federations(written("[superlink.a]\naddress = 'h:1'\n[superlink.b]\naddress = ':local:'"))
     assert select_federation(federations, "b").is_local
     with pytest.raises(ValueError, match=r"^unknown federation 'c', known: a, b$"):
         select_federation(federations, "c")
@@ -116,9 +114,7 @@ def test_a_relative_certificate_is_looked_for_beside_the_file(written: Callable[
     edge = read_federations(path)["edge"]
     assert edge.root_certificates == path.parent / "keys/ca.crt"
     with (
-        pytest.raises(
-            LaunchError, match=r"^federation 'edge': root-certificates is not a file: .*/keys/ca\.crt$"
-        ),
+        pytest.raises(LaunchError, match=r"^federation 'edge': root-certificates is not a file: .*/keys/ca\.crt$"),
         launch.connect(edge, work_dir=path.parent),
     ):
         pass

@@ -104,9 +104,7 @@ class ScriptedControl:
 RUNNING, FINISHED = SimpleNamespace(status="running"), SimpleNamespace(status="finished", result="completed")
 
 
-def watch(
-    control: ScriptedControl, log_file: Path, **callbacks: Callable[..., None]
-) -> tuple[Any, str, list[str]]:
+def watch(control: ScriptedControl, log_file: Path, **callbacks: Callable[..., None]) -> tuple[Any, str, list[str]]:
     lines: list[str] = []
     known: dict[str, Any] = {"check_alive": lambda: None, "on_poll": lambda: None, "on_log": lines.append}
     state, tail = following.follow(control, 1, log_file=log_file, **known | callbacks)  # type: ignore[arg-type]
@@ -134,9 +132,7 @@ def test_what_is_raised_while_watching_stops_the_run(tmp_path: Path) -> None:
     assert control.stopped.is_set()
 
 
-def test_a_silence_is_borne_for_a_while_and_then_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silence_is_borne_for_a_while_and_then_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     silence = LaunchError("no state from the SuperLink at h:1")
     state, *_ = watch(ScriptedControl([], [silence, silence, FINISHED]), tmp_path / "log")

@@ -93,9 +93,7 @@ def everything_is_gone(home: Path, address: str) -> bool:
 def test_a_wrong_option_is_refused_before_anything_is_started(
     app_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        launch, "start_local_superlink", lambda *_args, **_more: pytest.fail("started a SuperLink")
-    )
+    monkeypatch.setattr(launch, "start_local_superlink", lambda *_args, **_more: pytest.fail("started a SuperLink"))
     federation = Federation("local", ":local:")
     work = tmp_path / "work"
     with pytest.raises(ValueError, match=r"^unknown option 'mod'; did you mean mode\?$"):
@@ -120,9 +118,7 @@ def test_a_folder_that_is_no_app_is_refused_on_one_line(app_dir: Path) -> None:
 
 def test_a_superlink_that_is_not_there_is_said_on_one_line(app_dir: Path, tmp_path: Path) -> None:
     nobody = Federation("lan", "127.0.0.1:9", insecure=True)  # the discard port
-    with pytest.raises(
-        LaunchError, match=r"127\.0\.0\.1:9: Connection to the SuperLink is unavailable"
-    ) as caught:
+    with pytest.raises(LaunchError, match=r"127\.0\.0\.1:9: Connection to the SuperLink is unavailable") as caught:
         launch.run_app(app_dir, nobody, {}, work_dir=tmp_path / "work")
     assert "\n" not in str(caught.value)
 
@@ -152,12 +148,8 @@ def test_every_process_is_ended_also_one_that_refuses_and_one_that_was_orphaned(
             time.sleep(0.02)
         assert len(child.processes()) == 2
         environment = (Path("/proc") / str(child.process.pid) / "environ").read_text().split("\0")
-        assert {"OMP_NUM_THREADS=3", f"FLWR_HOME={child.home}", f"RAY_TMPDIR={child.home}"} <= set(
-            environment
-        )
-        with pytest.raises(
-            LaunchError, match=rf"no answer from the SuperLink on {child.address} in 0 s: ready"
-        ):
+        assert {"OMP_NUM_THREADS=3", f"FLWR_HOME={child.home}", f"RAY_TMPDIR={child.home}"} <= set(environment)
+        with pytest.raises(LaunchError, match=rf"no answer from the SuperLink on {child.address} in 0 s: ready"):
             child.wait_until_healthy(0.1)
         child.end(grace=0.3)
         assert everything_is_gone(child.home, child.address)
@@ -169,22 +161,16 @@ def test_every_process_is_ended_also_one_that_refuses_and_one_that_was_orphaned(
     assert dict(os.environ) == mine
 
 
-def test_a_superlink_that_dies_is_told_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_superlink_that_dies_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_superlink, "_START", "import sys; print('port taken'); sys.exit(3)")
     child = start_local_superlink(tmp_path / "superlink.log")
-    with pytest.raises(
-        LaunchError, match=r"ended with exit status 3: port taken \(all of it in .*superlink\.log"
-    ):
+    with pytest.raises(LaunchError, match=r"ended with exit status 3: port taken \(all of it in .*superlink\.log"):
         child.wait_until_healthy(20.0)
     child.end()
     assert everything_is_gone(child.home, child.address)
 
 
-def test_two_superlinks_get_different_ports_and_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_superlinks_get_different_ports_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_superlink, "_START", "import time; time.sleep(600)")
     children = [start_local_superlink(tmp_path / f"{number}.log") for number in range(3)]
     try:

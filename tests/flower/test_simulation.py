@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 RUN = [sys.executable, "-c", "from gfpl_flwr.cli import main; main()", "run"]
-SETTINGS = ["num-sites=4", "rounds=4", "gfpl.first-exchange=2", "gfpl.exchange-every=1", "gfpl.pseudo-per-class=20"]
+SETTINGS = [
+    "num-sites=4",
+    "rounds=4",
+    "gfpl.first-exchange=2",
+    "gfpl.exchange-every=1",
+    "gfpl.pseudo-per-class=20",
+]
 
 
 def run(engine: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -31,17 +37,20 @@ def run(engine: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
 def measured(folder: Path, engine: str) -> list:
     lines = (folder / "runs" / engine / "rounds.jsonl").read_text().splitlines()
     return [
-        [[site["site"], site["accuracy"], site["diagnostics"]] for site in json.loads(line)["sites"]] for line in lines
+        [[site["site"], site["accuracy"], site["diagnostics"]] for site in json.loads(line)["sites"]]
+        for line in lines
     ]
 
 
-@pytest.mark.ray()
+@pytest.mark.ray
 def test_both_engines_give_the_same_result(tmp_path):
     for engine in ("inprocess", "flower"):
         done = run(engine, tmp_path)
         assert done.returncode == 0, done.stderr
     assert measured(tmp_path, "flower") == measured(tmp_path, "inprocess")
-    one, other = (load_file(tmp_path / "runs" / engine / "prototypes.safetensors") for engine in ("flower", "inprocess"))
+    one, other = (
+        load_file(tmp_path / "runs" / engine / "prototypes.safetensors") for engine in ("flower", "inprocess")
+    )
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name])
@@ -50,7 +59,7 @@ def test_both_engines_give_the_same_result(tmp_path):
     assert {"superlink", "submit", "start", "run"} <= summary["launch_seconds"].keys()
 
 
-@pytest.mark.ray()
+@pytest.mark.ray
 def test_a_run_that_fails_on_flower_exits_with_its_cause_on_one_line(tmp_path):
     done = run("flower", tmp_path, "-c", "learning-rate=1e30")
     assert done.returncode == 1

@@ -15,7 +15,6 @@ from gfpl_flwr.flower.server import run as serve
 from gfpl_flwr.flower.strategy import QuorumError
 
 
-
 class Faulty(InProcessGrid):
     """A grid whose replies pass through ``spoil(visit, site, reply)``; None loses the reply."""
 
@@ -36,7 +35,7 @@ class Faulty(InProcessGrid):
         return replies
 
 
-@pytest.fixture()
+@pytest.fixture
 def flat(small) -> dict:
     return small
 
@@ -70,7 +69,10 @@ def negative_variance(reply: Message) -> Message:
     record = reply.content["arrays"]
     variances = record["variances"]
     record["variances"] = Array(
-        dtype="float32", shape=variances.shape, stype=variances.stype, data=b"\x00\x00\x80\xbf" * (len(variances.data) // 4)
+        dtype="float32",
+        shape=variances.shape,
+        stype=variances.stype,
+        data=b"\x00\x00\x80\xbf" * (len(variances.data) // 4),
     )
     return reply
 
@@ -164,11 +166,15 @@ def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat)
     serve(Faulty(flat, lambda visit, site, reply: reply), flat | {"resume": True}, engine="inprocess")
     resumed = prototypes(flat)
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
-    assert any(not torch.equal(before[name], resumed[name]) for name in before if before[name].shape == resumed[name].shape)
+    assert any(
+        not torch.equal(before[name], resumed[name]) for name in before if before[name].shape == resumed[name].shape
+    )
 
     undisturbed = flat | {"name": "undisturbed"}
     serve(Faulty(undisturbed, lambda visit, site, reply: reply), undisturbed, engine="inprocess")
-    assert [line["sites"] for line in map(untimed, lines(undisturbed))] == [line["sites"] for line in map(untimed, lines(flat))]
+    assert [line["sites"] for line in map(untimed, lines(undisturbed))] == [
+        line["sites"] for line in map(untimed, lines(flat))
+    ]
     for name, tensor in prototypes(undisturbed).items():
         assert torch.equal(tensor, resumed[name])
 
@@ -211,7 +217,7 @@ def test_the_order_in_which_sites_answer_does_not_matter(flat):
 
 def test_a_name_that_is_taken_and_a_run_that_was_different_are_refused(federate):
     federate("mine")
-    with pytest.raises(ConfigError, match="name = 'mine'.*already holds a run"):
+    with pytest.raises(ConfigError, match=r"name = 'mine'.*already holds a run"):
         federate("mine")
     with pytest.raises(ConfigError, match=r"another configuration: seed = 8 \(was 7\)"):
         federate("mine", resume=True, seed=8)

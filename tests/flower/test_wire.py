@@ -56,7 +56,10 @@ def test_a_dtype_that_does_not_travel_is_named():
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (Array(dtype="float32", shape=(10**9, 10**4), stype=RAW, data=b"1234"), "40000000000000 bytes, but holds 4"),
+        (
+            Array(dtype="float32", shape=(10**9, 10**4), stype=RAW, data=b"1234"),
+            "40000000000000 bytes, but holds 4",
+        ),
         (Array(dtype="float32", shape=(-1, -1), stype=RAW, data=b"1234"), "sides must be integers >= 0"),
         (Array(dtype="object", shape=(1,), stype=RAW, data=b"1234"), "'object'"),
         (Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=b"1234"), "numpy.ndarray"),
@@ -82,7 +85,12 @@ def test_an_order_comes_back_as_it_was():
 def answer(site: int | str = 3) -> SiteReply:
     total = torch.tensor([0, 4, 0, 6])
     accuracy = [
-        Counts(30, "retrain", total, {"classifier": torch.tensor([0, 3, 0, 5]), "etf": torch.tensor([0, 1, 0, 2])}),
+        Counts(
+            30,
+            "retrain",
+            total,
+            {"classifier": torch.tensor([0, 3, 0, 5]), "etf": torch.tensor([0, 1, 0, 2])},
+        ),
         Counts(31, "train", total, {"classifier": torch.tensor([0, 4, 0, 6]), "etf": torch.tensor([0, 2, 0, 2])}),
     ]
     tensors = {"means": torch.randn(2, 3), "labels": torch.tensor([1, 3])}
@@ -135,7 +143,10 @@ def broken(change) -> RecordDict:
         (lambda c: c["measures"].update({"phases": [0, 9]}), "do not fit each other"),
         (lambda c: c["measures"].update({"test-classes": [1, 10**12]}), "over a million"),
         (lambda c: c["measures"].update({"correct.etf": [1]}), "correct.etf has 1 values, expected 2 x 2"),
-        (lambda c: c["measures"].update({"correct.etf": [9, 9, 9, 9]}), "more correct samples than there are"),
+        (
+            lambda c: c["measures"].update({"correct.etf": [9, 9, 9, 9]}),
+            "more correct samples than there are",
+        ),
         (lambda c: c["measures"].update({"correct.etf": [-1, 0, 0, 0]}), "must be a list of integers >= 0"),
         (lambda c: c["measures"].update({"label-counts": [1]}), "shorter"),
         (lambda c: c.update({"more": ArrayRecord()}), "one array record 'arrays'"),

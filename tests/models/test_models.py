@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from gfpl_flwr.core.etf import simplex_etf
-from gfpl_flwr.models import FEATURE_DIMS, Dropout, DualClassifier, SplitModel, build_extractor, seeded_init, use_generator
+from gfpl_flwr.models import (
+    FEATURE_DIMS,
+    Dropout,
+    DualClassifier,
+    SplitModel,
+    build_extractor,
+    seeded_init,
+    use_generator,
+)
 
 
 def parameters(model: nn.Module) -> int:
@@ -82,7 +90,11 @@ def test_the_etf_is_no_parameter_and_is_saved_with_the_model():
 
 def test_retraining_trains_the_projection_and_the_classifier():
     model = dual()
-    names = {name for name, parameter in model.named_parameters() if any(parameter is head for head in model.head_parameters())}
+    names = {
+        name
+        for name, parameter in model.named_parameters()
+        if any(parameter is head for head in model.head_parameters())
+    }
     assert names == {"projection.weight", "projection.bias", "classifier.weight", "classifier.bias"}
     plain = SplitModel(build_extractor("cnn", (1, 28, 28)), 50, 10)
     assert [p.shape for p in plain.head_parameters()] == [(10, 50), (10,)]

@@ -20,9 +20,7 @@ class Folders:
         return {"round": number, "phase": phase, "classes": classes, "total": total, "correct": correct}
 
     @staticmethod
-    def reply(
-        site: int | str, *entries: dict[str, Any], labels: dict[int, int] | None = None
-    ) -> dict[str, Any]:
+    def reply(site: int | str, *entries: dict[str, Any], labels: dict[int, int] | None = None) -> dict[str, Any]:
         held = labels or {}
         return {
             "site": site,
@@ -41,9 +39,7 @@ class Folders:
         return {"site": site, "status": "error", "reason": reason}
 
     @staticmethod
-    def visit(
-        number: int, first: int, last: int, sites: list[dict[str, Any]], **changes: Any
-    ) -> dict[str, Any]:
+    def visit(number: int, first: int, last: int, sites: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         return {
             "visit": number,
             "first_round": first,
@@ -62,9 +58,7 @@ class Folders:
             "sites": sites,
         } | changes
 
-    def write(
-        self, name: str, visits: list[dict[str, Any]], *, finished: bool = True, **settings: Any
-    ) -> Path:
+    def write(self, name: str, visits: list[dict[str, Any]], *, finished: bool = True, **settings: Any) -> Path:
         folder = self.root / name
         folder.mkdir(parents=True)
         config = {

@@ -17,9 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize("count", [2, 7, 9])
-@pytest.mark.parametrize(
-    "draw", [figures.accuracy_figure, figures.communication_figure, site_figures.sites_figure]
-)
+@pytest.mark.parametrize("draw", [figures.accuracy_figure, figures.communication_figure, site_figures.sites_figure])
 def test_labels_do_not_overlap_and_stay_inside(folders: Any, draw: Any, count: int) -> None:
     """The worst case: all runs end at the same accuracy; one has a name of 60 letters."""
     names = [f"run-{i}" for i in range(count - 1)] + ["a-very-long-name-" + "x" * 43]
@@ -86,9 +84,7 @@ def test_spread_moves_two_equal_values_by_half_the_gap_each() -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 @pytest.mark.parametrize("name", ["accuracy", "communication", "sites", "labels", "merge"])
-def test_files_are_written_and_the_same_each_time(
-    folders: Any, tmp_path: Path, name: str, suffix: str
-) -> None:
+def test_files_are_written_and_the_same_each_time(folders: Any, tmp_path: Path, name: str, suffix: str) -> None:
     run = read_run(folders.small("a $ b"))
     write: Any = getattr(figures, name, None) or getattr(site_figures, name)
     what = run if name in ("labels", "merge") else [run]

@@ -42,8 +42,7 @@ def test_accuracy_axis_shows_everything_or_says_what_it_cuts(folders: Any) -> No
     assert "below the axis" not in texts(whole)
     # 20 rounds of which the first has 10 % and the others 98 %: the axis would be empty for nine tenths.
     entries = [
-        folders.accuracy(r, "train", [0], [100], classifier=[98 - 88 * (r == 1) + r % 2])
-        for r in range(1, 21)
+        folders.accuracy(r, "train", [0], [100], classifier=[98 - 88 * (r == 1) + r % 2]) for r in range(1, 21)
     ]
     steep = figures.accuracy_figure(
         [read_run(folders.write("steep", [folders.visit(1, 1, 20, [folders.reply(0, *entries)])]))]

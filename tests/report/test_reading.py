@@ -91,9 +91,7 @@ def test_wrong_accuracy_names_the_site(folders: Any, entry: dict[str, Any], mess
 
 
 def test_not_a_run_folder_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"is not the folder of a run: it has no config\.json and no rounds\.jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"is not the folder of a run: it has no config\.json and no rounds\.jsonl"):
         read_run(tmp_path)
     with pytest.raises(ValueError, match="there is no such folder"):
         read_run(tmp_path / "nothing")

@@ -38,10 +38,7 @@ def test_labels_dots_have_areas_in_proportion_to_counts(folders: Any) -> None:
     dots = ax.collections[0]
     # (site, class): count, as "small" has them.
     counts = {(0, 0): 30, (2, 0): 5, (0, 1): 10, (1, 1): 40}
-    found = {
-        tuple(place): size
-        for place, size in zip(np.asarray(dots.get_offsets()), dots.get_sizes(), strict=True)
-    }
+    found = {tuple(place): size for place, size in zip(np.asarray(dots.get_offsets()), dots.get_sizes(), strict=True)}
     assert found.keys() == counts.keys()
     for place, count in counts.items():
         assert found[place] / found[(1, 1)] == pytest.approx(count / 40)

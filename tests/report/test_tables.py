@@ -101,9 +101,7 @@ def test_comparison_tells_what_was_exchanged_and_when(folders: Any) -> None:
         # The server sends a model first, for round 1.
         "model": folders.write("model", [folders.visit(1, 1, 1, site, **exchange, array_bytes_down=8)]),
         "later": folders.write("later", [folders.visit(1, 1, 3, site, **exchange, array_bytes_down=8)]),
-        "down-only": folders.write(
-            "down-only", [folders.visit(1, 3, 4, site, array_bytes_down=8, retrain=True)]
-        ),
+        "down-only": folders.write("down-only", [folders.visit(1, 3, 4, site, array_bytes_down=8, retrain=True)]),
     }
     said = {name: str(tables.comparison([read_run(path)]).caption) for name, path in runs.items()}
     assert said["small"].splitlines()[0] == "small: 2 exchanges, the first after round 2"
