@@ -52,8 +52,10 @@ def measure(variant: str, seed: int, data_dir: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         changes = SETTING | VARIANTS[variant] | {"seed": seed}
         flat = changes | {"name": "run", "data-dir": data_dir, "output-dir": folder, "device": "cpu"}
-        run = read_run(run_in_process(flat).path)
-    return {"variant": variant, "seed": seed, "changes": changes, **summary_of(run)}
+        path = run_in_process(flat).path
+        versions = json.loads((path / "config.json").read_text())["versions"]
+        summary = summary_of(read_run(path))
+    return {"variant": variant, "seed": seed, "changes": changes, "versions": versions, **summary}
 
 
 def summary_of(run: Run) -> dict[str, Any]:
@@ -61,7 +63,6 @@ def summary_of(run: Run) -> dict[str, Any]:
     heads = {head: run.final_accuracy(head) for head in run.heads}
     totals = run.totals
     return {
-        "versions": run.config["versions"],
         "accuracy": {head: {"mean": final.mean, "std": final.std} for head, final in heads.items()},
         "by_site": {str(site): value for site, value in heads[run.head].by_site.items()},
         "curve": [[point.round, round(point.mean, 5), round(point.std, 5)] for point in run.curve()],
@@ -159,7 +160,7 @@ Generated from `benchmarks/results/mnist.json` by `python -m benchmarks.accuracy
 
     {COMMAND}
 
-with torch {versions["torch"]}, flwr {versions["flwr"]}, Python {versions["python"]}, on the CPU, one thread a process.
+with torch {versions["torch"]}, flwr {versions["flwr"]}, Python {versions["python"]}, on the CPU, a thread a process.
 
 ## MNIST, 20 sites, 30 rounds
 

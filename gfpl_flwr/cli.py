@@ -53,7 +53,7 @@ def demo(
     engine: Annotated[str, typer.Option(help="flower or inprocess.")] = "flower",
 ) -> None:
     """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
-    from gfpl_flwr.flower.runner import demo_runs
+    from gfpl_flwr.flower.launch.runner import demo_runs
 
     with _one_line_errors():
         runs = demo_runs(output_dir.resolve(), data_dir.expanduser().resolve())
@@ -161,7 +161,7 @@ def _one_line_errors() -> Iterator[None]:
 
 def _execute(runs: list[dict[str, Scalar]], *, engine: str, federation: str) -> list[Path]:
     """Run with a progress bar; an interrupted or failed run still leaves its folder and the path to it."""
-    from gfpl_flwr.flower.runner import execute, plan
+    from gfpl_flwr.flower.launch.runner import execute, plan
     from gfpl_flwr.watch import Watch
 
     done: list[Path] = []

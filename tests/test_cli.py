@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
-GFPL = [sys.executable, "-c", "from gfpl_flwr.cli import main; main()"]
+from gfpl_flwr.cli import app
 
 
-def gfpl(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
-    return subprocess.run([*GFPL, *words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+def gfpl(*words: str) -> Result:
+    """Call the command in this process, which saves importing torch for every call."""
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "120", "GFPL_COMMAND": " ".join(["gfpl", *words])})
 
 
 def settings(**changes) -> list[str]:
@@ -22,13 +24,16 @@ def settings(**changes) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder in which a GFPL run and a Local run were made."""
+def folder(tmp_path_factory):
+    """The current folder, in which a GFPL run and a Local run were made."""
     folder = tmp_path_factory.mktemp("user")
+    before = Path.cwd()
+    os.chdir(folder)
     for algorithm in ("gfpl", "local"):
-        done = gfpl("run", "--engine", "inprocess", "--name", algorithm, *settings(algorithm=algorithm), cwd=folder)
-        assert done.returncode == 0, done.stderr
-    return folder
+        done = gfpl("run", "--engine", "inprocess", "--name", algorithm, *settings(algorithm=algorithm))
+        assert done.exit_code == 0, done.stderr
+    yield folder
+    os.chdir(before)
 
 
 def test_a_run_leaves_its_files_and_prints_its_table(folder):
@@ -50,25 +55,25 @@ def test_a_run_leaves_its_files_and_prints_its_table(folder):
 
 
 def test_a_report_compares_runs(folder):
-    done = gfpl("report", "runs/gfpl", "runs/local", "--format", "csv", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = gfpl("report", "runs/gfpl", "runs/local", "--format", "csv")
+    assert done.exit_code == 0, done.stderr
     header, *rows = done.stdout.strip().splitlines()
     assert len(rows) == 2
     assert "accuracy" in header
-    table = gfpl("report", "runs/gfpl", "runs/local", cwd=folder)
-    assert table.returncode == 0, table.stderr
+    table = gfpl("report", "runs/gfpl", "runs/local")
+    assert table.exit_code == 0, table.stderr
     assert "local" in table.stdout
 
 
 def test_data_shows_who_holds_what(folder):
-    done = gfpl("data", "--num-sites", "3", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = gfpl("data", "--num-sites", "3")
+    assert done.exit_code == 0, done.stderr
     assert "digits" in done.stdout
 
 
 def test_config_lists_every_key(folder):
-    done = gfpl("config", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = gfpl("config")
+    assert done.exit_code == 0, done.stderr
     for key in ("rounds", "gfpl.threshold", "gfpl.first-exchange"):
         assert key in done.stdout
 
@@ -97,8 +102,8 @@ def test_config_lists_every_key(folder):
 )
 def test_a_mistake_costs_one_line_and_starts_nothing(folder, words, code, message):
     before = sorted(folder.rglob("rounds.jsonl"))
-    done = gfpl(*words, cwd=folder)
-    assert done.returncode == code, done.stderr
+    done = gfpl(*words)
+    assert done.exit_code == code, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
@@ -106,30 +111,28 @@ def test_a_mistake_costs_one_line_and_starts_nothing(folder, words, code, messag
     assert sorted(folder.rglob("rounds.jsonl")) == before
 
 
-def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(folder, tmp_path):
-    blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    done = gfpl(
-        "run",
-        "--engine",
-        "inprocess",
-        "-c",
-        "dataset=mnist",
-        "--data-dir",
-        str(tmp_path),
-        cwd=folder,
-        **blocked,
-    )
-    assert done.returncode == 2
+def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(folder, tmp_path, monkeypatch):
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # a port nobody listens on: no network
+    done = gfpl("run", "--engine", "inprocess", "-c", "dataset=mnist", "--data-dir", str(tmp_path))
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(tmp_path / "mnist.safetensors") in done.stderr
 
 
+def test_the_command_is_installed_and_exits_with_its_status(tmp_path):
+    words = [sys.executable, "-c", "from gfpl_flwr.cli import main; main()", "run", "-c", "rounds=0"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: rounds = 0: must be an integer >= 1\n"
+
+
 def test_a_run_resumes_from_its_checkpoint(folder):
     words = ["run", "--engine", "inprocess", "--name", "torn", *settings()]
-    assert gfpl(*words, cwd=folder).returncode == 0
+    assert gfpl(*words).exit_code == 0
     run = folder / "runs" / "torn"
     whole = (run / "rounds.jsonl").read_text()
     (run / "rounds.jsonl").write_text(whole + '{"visit": 9, "torn')
-    resumed = gfpl(*words, "--resume", cwd=folder)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = gfpl(*words, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
     assert (run / "rounds.jsonl").read_text() == whole

@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
-    "config": 0, "presets": 0, "seeding": 0, "core": 0, "models": 1, "data": 1, "algorithms": 2, "flower": 3,
+    "config": 0, "presets": 0, "seeding": 0,
+    "site_names": 0, "core": 0, "models": 1, "data": 1, "algorithms": 2, "flower": 3,
     "report": 3, "watch": 4, "cli": 4,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

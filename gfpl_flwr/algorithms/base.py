@@ -21,6 +21,7 @@ from gfpl_flwr.config import RunConfig
 from gfpl_flwr.data.augment import crop_and_flip
 from gfpl_flwr.data.evaluation import count_correct
 from gfpl_flwr.models import SplitModel
+from gfpl_flwr.site_names import SiteName
 
 Tensors = Mapping[str, Tensor]
 
@@ -93,7 +94,7 @@ class Site:
         augment: whether training images are cropped and flipped.
     """
 
-    key: int | str
+    key: SiteName
     model: SplitModel
     train: Images
     test: Images

@@ -72,7 +72,7 @@ def sgd(
     for _ in range(epochs):
         for rows in batches(num_samples, batch_size, shuffle):
             loss = loss_of(rows)
-            gradients = torch.autograd.grad(loss, weights)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 sgd_step(
                     weights,

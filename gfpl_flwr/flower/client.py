@@ -24,6 +24,7 @@ from gfpl_flwr.flower.state import SavedSite, SiteStore
 from gfpl_flwr.flower.wire import SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import FEATURE_DIMS, SplitModel, build_extractor, seeded_init
 from gfpl_flwr.presets import preset_for
+from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
 
@@ -59,7 +60,7 @@ class Node:
         data_dir, state_dir: folders of this node.
     """
 
-    site: int | str
+    site: SiteName
     partition_id: int | None
     num_partitions: int
     data_dir: Path
@@ -181,7 +182,7 @@ def build_site(
     config: RunConfig,
     dataset: ImageDataset,
     model: SplitModel,
-    key: int | str,
+    key: SiteName,
     index: int | None,
     num_sites: int,
     device: torch.device,

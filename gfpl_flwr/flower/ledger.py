@@ -6,11 +6,7 @@ from typing import Any
 from gfpl_flwr.algorithms.base import Counts, Reply, Visit
 from gfpl_flwr.data.evaluation import mean_and_std
 from gfpl_flwr.flower.wire import SiteReply, Size
-
-
-def site_order(site: int | str) -> tuple[bool, int, str]:
-    """Sort key of sites: numbers before names."""
-    return (False, site, "") if isinstance(site, int) else (True, 0, site)
+from gfpl_flwr.site_names import SiteName, site_order
 
 
 @dataclass
@@ -26,8 +22,8 @@ class Ledger:
     """
 
     sent: dict[str, tuple[int, Size]] = field(default_factory=dict)
-    good: dict[int | str, tuple[SiteReply, Size]] = field(default_factory=dict)
-    failures: list[tuple[int | str, str]] = field(default_factory=list)
+    good: dict[SiteName, tuple[SiteReply, Size]] = field(default_factory=dict)
+    failures: list[tuple[SiteName, str]] = field(default_factory=list)
     up: Size = field(default_factory=Size)
     seconds: dict[str, float] = field(default_factory=dict)
 

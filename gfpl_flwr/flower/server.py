@@ -17,7 +17,6 @@ from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
 from gfpl_flwr.models import FEATURE_DIMS
 from gfpl_flwr.presets import preset_for
-from gfpl_flwr.report import write_report
 
 logger = logging.getLogger("flwr.gfpl")
 COMMAND = "GFPL_COMMAND"
@@ -31,9 +30,7 @@ def build_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         """Run all visits; the run's folder is the result."""
-        folder = run(grid, context.run_config, engine="flower")
-        if COMMAND not in os.environ:  # `gfpl` draws the figures itself
-            write_report(folder.path)
+        run(grid, context.run_config, engine="flower")
 
     return app
 
@@ -54,7 +51,7 @@ def run(
         on_progress: called after every reply and every visit; they are logged by default.
 
     Returns:
-        The run's folder, with its report.
+        The run's folder.
 
     Raises:
         ConfigError: before anything is sent.

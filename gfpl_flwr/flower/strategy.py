@@ -26,6 +26,7 @@ from gfpl_flwr.flower.wire import (
     encode_tensors,
     size_of,
 )
+from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
 
@@ -72,7 +73,7 @@ class VisitStrategy(Strategy):
         self.on_progress = on_progress or (lambda progress: None)
         self.visits: Sequence[Visit] = algorithm.visits(config)
         self.state: dict[str, Tensor] = algorithm.initial()
-        self.sites: dict[int, int | str] = {}  # node id to the site it answered for
+        self.sites: dict[int, SiteName] = {}  # node id to the site it answered for
         self.expected = config.num_sites
         self._ledger = Ledger()
         self._current = 0

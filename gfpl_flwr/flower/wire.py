@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from gfpl_flwr.algorithms.base import Counts, Reply, Visit
+from gfpl_flwr.site_names import SiteName
 
 T = TypeVar("T", int, bool, str)
 
@@ -135,7 +136,7 @@ class SiteReply:
         label_counts: training samples by class, empty where the site does not tell.
     """
 
-    site: int | str
+    site: SiteName
     run: str
     visit: int
     reply: Reply

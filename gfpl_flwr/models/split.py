@@ -87,15 +87,15 @@ class DualClassifier(SplitModel):
 
     def projected(self, features: Tensor) -> Tensor:
         """Return mu_hat = W_p z / max(|W_p z|, 1e-12): features (B, D) to unit vectors (B, P), equation 11."""
-        return F.normalize(self.projection(features), dim=1, eps=1e-12)
+        return F.normalize(self.projection(features), eps=1e-12)
 
     def dual(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the hybrid loss needs, logits (B, C) and mu_hat (B, P), for features (B, D)."""
-        projected = self.projected(features)
-        return self.logits(features if self.on_features else projected), projected
+        """Return what the hybrid loss needs: logits (B, C) and W_p z (B, P), which the loss normalises."""
+        projected = self.projection(features)
+        return self.logits(features if self.on_features else F.normalize(projected, eps=1e-12)), projected
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Return the scores (B, C) of the three inference heads for features (B, D)."""
         logits, projected = self.dual(features)
-        cosines = projected @ self.etf
+        cosines = F.normalize(projected, eps=1e-12) @ self.etf
         return {"classifier": logits, "etf": cosines, "sum": logits + cosines}

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Accuracy, Merge, Site, SiteReply, Visit, site_order
+from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Accuracy, Merge, SiteReply, Visit
 from gfpl_flwr.report.runs import Run
+from gfpl_flwr.site_names import SiteName, site_order
 
 
 def read_run(path: str | Path) -> Run:
@@ -129,8 +130,8 @@ def _site(entry: object, where: str) -> SiteReply:
     )
 
 
-def _name(entry: dict[str, Any], where: str) -> Site:
-    name: Site = _get(entry, "site", (int, str), where)
+def _name(entry: dict[str, Any], where: str) -> SiteName:
+    name: SiteName = _get(entry, "site", (int, str), where)
     if isinstance(name, int):
         return _count(entry, "site", where)
     if not name.strip():

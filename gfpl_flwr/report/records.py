@@ -1,10 +1,10 @@
 """What the server wrote down of each visit, as checked values."""
 
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-Site = int | str  # a partition's number in a simulation; the name that a device was given
+from gfpl_flwr.site_names import SiteName
+
 PHASES = ("train", "retrain")
 TRAFFIC_KEYS = (
     "messages",
@@ -15,15 +15,6 @@ TRAFFIC_KEYS = (
     "scalars_up",
     "scalars_down",
 )
-
-
-def site_order(site: Site) -> tuple[bool, tuple[int | str, ...], str]:
-    """Return the sort key of a site: numbers, then names, ``camera-2`` before ``camera-10``."""
-    if isinstance(site, int):
-        return False, (site,), ""
-    # Text and digits alternate, so that like is compared with like; the name itself tells 1 from 01.
-    parts = re.split(r"(\d+)", site)
-    return True, tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), site
 
 
 class Accuracy(NamedTuple):
@@ -61,7 +52,7 @@ class Merge(NamedTuple):
 class SiteReply:
     """What one site answered in one visit; a site that failed has a ``reason`` and nothing else."""
 
-    site: Site
+    site: SiteName
     status: str
     reason: str
     labels: dict[int, int]

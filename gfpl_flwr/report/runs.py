@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Merge, Site, Visit, site_order
+from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Merge, Visit
+from gfpl_flwr.site_names import SiteName, site_order
 
 # How the server calls a node that failed before it had said which site it is.
 UNKNOWN_NODE = re.compile(r"node \d+")
@@ -31,7 +32,7 @@ class Point(NamedTuple):
 class Final(NamedTuple):
     """Accuracy at the end: of each site, and mean and population std over sites (NaN without any)."""
 
-    by_site: dict[Site, float]
+    by_site: dict[SiteName, float]
     mean: float
     std: float
 
@@ -63,7 +64,7 @@ class Failure(NamedTuple):
     visit: int
     first_round: int
     last_round: int
-    site: Site
+    site: SiteName
     reason: str
 
 
@@ -80,7 +81,7 @@ class Run:
     notes: tuple[str, ...]
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> tuple[SiteName, ...]:
         """The sites that any visit names, sorted, those that never answered included.
 
         A node that never said which site it is stands among the failures only: it may be any of the sites.
@@ -136,16 +137,16 @@ class Run:
         ]
 
     @property
-    def stale_sites(self) -> tuple[Site, ...]:
+    def stale_sites(self) -> tuple[SiteName, ...]:
         """The sites whose last reply failed: they count with their last known accuracy, if there is one."""
-        last: dict[Site, bool] = {}
+        last: dict[SiteName, bool] = {}
         for visit in self.visits:
             # The good reply last: a second one of the same site is refused, and costs nothing.
             last |= {reply.site: reply.ok for reply in sorted(visit.sites, key=lambda reply: reply.ok)}
         return tuple(site for site in self.sites if not last[site])
 
     @property
-    def labels(self) -> dict[Site, dict[int, int]]:
+    def labels(self) -> dict[SiteName, dict[int, int]]:
         """Training samples per class of every site that told them: ``{site: {class: count}}``."""
         known = {r.site: r.labels for visit in self.visits for r in visit.sites if r.labels}
         return {site: known[site] for site in sorted(known, key=site_order)}
@@ -190,7 +191,7 @@ class Run:
         Raises:
             ValueError: the run did not evaluate that head.
         """
-        last: dict[Site, float] = {}
+        last: dict[SiteName, float] = {}
         for _, values in sorted(self._by_round(head, PHASES).items()):
             last.update(values)
         by_site = {site: last[site] for site in sorted(last, key=site_order)}
@@ -222,12 +223,12 @@ class Run:
         up, down = up.cumsum(), down.cumsum()
         return [Traffic(r, int(up[r]), int(down[r])) for r in rounds]
 
-    def _by_round(self, head: str | None, phases: tuple[str, ...]) -> dict[int, dict[Site, float]]:
+    def _by_round(self, head: str | None, phases: tuple[str, ...]) -> dict[int, dict[SiteName, float]]:
         """Collect ``{round: {site: accuracy}}``; of two phases of a round the later in ``phases`` wins."""
         head = head or self.head
         if self.heads and head not in self.heads:
             raise ValueError(f"run {self.name} has no head {head!r}, only {', '.join(self.heads)}")
-        found: dict[int, dict[Site, float]] = {}
+        found: dict[int, dict[SiteName, float]] = {}
         for phase in phases:
             for visit in self.visits:
                 for reply in visit.sites:
@@ -244,13 +245,13 @@ def display_names(runs: Sequence[Run]) -> list[str]:
     return [f"{n} ({names[:i].count(n) + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def _mean_std(values: Mapping[Site, float]) -> tuple[float, float]:
+def _mean_std(values: Mapping[SiteName, float]) -> tuple[float, float]:
     array = np.array([values[site] for site in sorted(values, key=site_order)], dtype=np.float64)
     return float(array.mean()), float(array.std())
 
 
-def _points(by_round: Mapping[int, Mapping[Site, float]]) -> list[Point]:
-    known: dict[Site, float] = {}
+def _points(by_round: Mapping[int, Mapping[SiteName, float]]) -> list[Point]:
+    known: dict[SiteName, float] = {}
     points = []
     for number in sorted(by_round):
         known.update(by_round[number])

@@ -26,8 +26,8 @@ from gfpl_flwr.report.drawing import (
     setting,
     write_titles,
 )
-from gfpl_flwr.report.records import Site, site_order
 from gfpl_flwr.report.runs import Run
+from gfpl_flwr.site_names import SiteName, site_order
 
 DOTS_UP_TO = 600  # cells of the label figure beyond which dots give way to a heat map
 
@@ -197,7 +197,7 @@ def merge_figure(run: Run) -> Figure:
         return fig
 
 
-def _site_axis(fig: Figure, ax: Axes, sites: Sequence[Site], *, offset: float = 0.0) -> None:
+def _site_axis(fig: Figure, ax: Axes, sites: Sequence[SiteName], *, offset: float = 0.0) -> None:
     """Put the sites on the x axis, names that would touch each other on a slant."""
     category_axis(ax, "x", sites, offset=offset)
     labels = ax.get_xticklabels()

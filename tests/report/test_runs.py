@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfpl_flwr.report.reading import read_run
-from gfpl_flwr.report.records import site_order
 from gfpl_flwr.report.runs import Failure, Traffic, display_names
+from gfpl_flwr.site_names import site_order
 
 
 def flat(points: list[Any]) -> list[float]:

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gfpl_flwr.flower.failure import one_line
+from gfpl_flwr.flower.launch.failure import one_line
 
 POLL_SECONDS = 0.05
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfpl_flwr.flower.failure import plain
-from gfpl_flwr.flower.local_superlink import LaunchError
+from gfpl_flwr.flower.launch.failure import plain
+from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
 if TYPE_CHECKING:
-    from gfpl_flwr.flower.control import Control, RunState
+    from gfpl_flwr.flower.launch.control import Control, RunState
 
 POLL_SECONDS = 0.3
 ASK_SECONDS = 2.0

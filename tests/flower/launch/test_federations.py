@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gfpl_flwr.flower import launch
-from gfpl_flwr.flower.federations import Federation, read_federations, select_federation
-from gfpl_flwr.flower.local_superlink import LaunchError
+from gfpl_flwr.flower.launch.federations import Federation, read_federations, select_federation
+from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
 SHIPPED = Path(__file__).parents[2] / "pyproject-federation.toml"
 

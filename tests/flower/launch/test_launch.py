@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from gfpl_flwr.flower import launch, local_superlink
-from gfpl_flwr.flower.failure import one_line
-from gfpl_flwr.flower.federations import Federation
-from gfpl_flwr.flower.local_superlink import LaunchError, marked_processes, start_local_superlink
+from gfpl_flwr.flower.launch.failure import one_line
+from gfpl_flwr.flower.launch.federations import Federation
+from gfpl_flwr.flower.launch.local_superlink import LaunchError, marked_processes, start_local_superlink
 
 PYPROJECT = """
 [project]
@@ -107,7 +107,7 @@ def test_a_wrong_option_is_refused_before_anything_is_started(
 
 
 def test_a_folder_that_is_no_app_is_refused_on_one_line(app_dir: Path) -> None:
-    from gfpl_flwr.flower.control import bundle_app
+    from gfpl_flwr.flower.launch.control import bundle_app
 
     assert len(bundle_app(app_dir)) < 10_000
     (app_dir / "pyproject.toml").write_text('[project]\nname = "not_allowed"\n')
@@ -188,7 +188,7 @@ TWO_SITES = Federation("local", ":local:", simulation={"num_supernodes": 5, "ini
 
 @pytest.mark.ray
 def test_runs_share_a_superlink_and_leave_nothing(app_dir: Path, tmp_path: Path) -> None:
-    from gfpl_flwr.flower.control import bundle_app, remote_control
+    from gfpl_flwr.flower.launch.control import bundle_app, remote_control
 
     lines: list[str] = []
     polls: list[float] = []
@@ -254,7 +254,7 @@ def test_a_superlink_ends_itself_when_we_are_killed(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from gfpl_flwr.flower.local_superlink import start_local_superlink
+from gfpl_flwr.flower.launch.local_superlink import start_local_superlink
 child = start_local_superlink(Path(sys.argv[1]))
 child.wait_until_healthy(60.0)
 print(child.home, flush=True)

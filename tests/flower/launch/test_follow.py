@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfpl_flwr.flower import follow as following
-from gfpl_flwr.flower.failure import LONGEST_CAUSE, cause_of
-from gfpl_flwr.flower.local_superlink import LaunchError
+from gfpl_flwr.flower.launch.failure import LONGEST_CAUSE, cause_of
+from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
 
 def raised_by(action: Callable[[], object]) -> str:

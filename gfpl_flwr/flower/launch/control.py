@@ -26,9 +26,9 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.utils import simulation_config_from_json
 
-from gfpl_flwr.flower.failure import one_line
-from gfpl_flwr.flower.federations import Federation, Scalar
-from gfpl_flwr.flower.local_superlink import LaunchError
+from gfpl_flwr.flower.launch.failure import one_line
+from gfpl_flwr.flower.launch.federations import Federation, Scalar
+from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
 TIMEOUT_SECONDS = 30.0
 

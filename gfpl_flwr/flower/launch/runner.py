@@ -13,10 +13,10 @@ from pathlib import Path
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.config import ConfigError, Scalar
 from gfpl_flwr.flower.client import open_dataset, partition_of
-from gfpl_flwr.flower.federations import Federation, read_federations, select_federation
 from gfpl_flwr.flower.files import write_json
 from gfpl_flwr.flower.inprocess import DEFAULT_SITES, run_in_process
-from gfpl_flwr.flower.launch import SuperLink, connect
+from gfpl_flwr.flower.launch.federations import Federation, read_federations, select_federation
+from gfpl_flwr.flower.launch.superlink import SuperLink, connect
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import CONFIG, SUMMARY, RunFolder, run_path
 
@@ -94,7 +94,7 @@ def find_app() -> Path:
         ConfigError: there is none; says what is looked for.
     """
     here = Path.cwd()
-    for folder in [here, *here.parents, Path(__file__).parents[2]]:
+    for folder in [here, *here.parents, Path(__file__).parents[3]]:
         with contextlib.suppress(OSError, tomllib.TOMLDecodeError):
             document = tomllib.loads((folder / "pyproject.toml").read_text())
             if document.get("project", {}).get("name") == "gfpl-flwr":

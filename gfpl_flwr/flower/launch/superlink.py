@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gfpl_flwr.flower.failure import cause_of
-from gfpl_flwr.flower.federations import Federation, Scalar
-from gfpl_flwr.flower.follow import deaf_to_interrupts, follow
-from gfpl_flwr.flower.local_superlink import LocalSuperLink, start_local_superlink
+from gfpl_flwr.flower.launch.failure import cause_of
+from gfpl_flwr.flower.launch.federations import Federation, Scalar
+from gfpl_flwr.flower.launch.follow import deaf_to_interrupts, follow
+from gfpl_flwr.flower.launch.local_superlink import LocalSuperLink, start_local_superlink
 
 if TYPE_CHECKING:
-    from gfpl_flwr.flower.control import Control
+    from gfpl_flwr.flower.launch.control import Control
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class SuperLink:
             LaunchError: the SuperLink refuses the run or is lost.
             KeyboardInterrupt: after the run was stopped. What the app has written is kept.
         """
-        from gfpl_flwr.flower.control import bundle_app
+        from gfpl_flwr.flower.launch.control import bundle_app
 
         check_overrides(app_dir, overrides)
         begun = time.monotonic()
@@ -112,7 +112,7 @@ def connect(federation: Federation, *, work_dir: Path, start_timeout: float = 60
     """Open the SuperLink of a federation for some runs; a local one is started, and ended on the way out.
 
     Args:
-        federation: of :func:`gfpl_flwr.flower.federations.read_federations`.
+        federation: of :func:`gfpl_flwr.flower.launch.federations.read_federations`.
         work_dir: folder for ``superlink.log`` and ``flower.log``; made if it is not there.
         start_timeout: seconds a local SuperLink may take to answer.
 
@@ -126,7 +126,7 @@ def connect(federation: Federation, *, work_dir: Path, start_timeout: float = 60
     work_dir.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     if not federation.is_local:
-        from gfpl_flwr.flower.control import remote_control
+        from gfpl_flwr.flower.launch.control import remote_control
 
         control = remote_control(federation)
         try:
@@ -139,7 +139,7 @@ def connect(federation: Federation, *, work_dir: Path, start_timeout: float = 60
     link = None
     try:
         # Flower's command-line modules take seconds to import, which the SuperLink needs to start anyway.
-        from gfpl_flwr.flower.control import local_control
+        from gfpl_flwr.flower.launch.control import local_control
 
         control = local_control(local.address)
         local.wait_until_healthy(start_timeout)
