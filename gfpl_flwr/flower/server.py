@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +59,8 @@ def run(
     config, algorithm = parse_run(flat)
     num_classes = len(config.class_names.split(",")) if config.class_names else preset_for(config.dataset).num_classes
     algorithm = algorithm.resolve(config, num_classes)
-    command = os.environ.get(COMMAND) or " ".join(sys.argv)
+    # Without it: the arguments of this process are no command of the user's, and hold a token of Flower's.
+    command = os.environ.get(COMMAND, "flwr run" if engine == "flower" else "run_in_process")
     folder = RunFolder.open(config, flat, engine=engine, command=command, state_name=algorithm.state_name)
     logger.info("run folder: %s", folder.path)
     face = GFPLStrategy if isinstance(algorithm, GFPL) else VisitStrategy
