@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 # Elements of the largest temporary: 2 MiB of float64, so that a block stays in the cache of one core.
 _BLOCK_ELEMENTS = 1 << 18
 _BLOCK_ELEMENTS_ACCELERATOR = 1 << 26
+# Standard deviations further apart than this could overflow a product of 8 terms of half their ratio.
+_FOLDING_RATIO = 1e36
 
 
 def distance(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b: Tensor) -> Tensor:
@@ -41,27 +46,76 @@ def distance(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b:
     _check("b", means_b, variances_b)
     if means_a.shape[1] != means_b.shape[1]:
         raise ValueError(f"both sides must share one D, got {means_a.shape[1]} and {means_b.shape[1]}")
-    exact = distance_float64(means_a.double(), variances_a.double(), means_b.double(), variances_b.double())
-    return exact.to(torch.promote_types(means_a.dtype, means_b.dtype))
+    a, b = Gaussians.prepare(means_a, variances_a), Gaussians.prepare(means_b, variances_b)
+    return distance_float64(a, b).to(torch.promote_types(means_a.dtype, means_b.dtype))
 
 
-def distance_float64(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b: Tensor) -> Tensor:
-    """Compute ``distance`` for float64 operands that are known to be valid: the inner loop of the fusion."""
-    rows_a, rows_b, dim = means_a.shape[0], means_b.shape[0], means_a.shape[1]
-    std_a, std_b = variances_a.sqrt(), variances_b.sqrt()
-    out = means_a.new_empty(rows_a, rows_b)
-    budget = _BLOCK_ELEMENTS if means_a.device.type == "cpu" else _BLOCK_ELEMENTS_ACCELERATOR
+class Gaussians(NamedTuple):
+    """Rows of valid diagonal Gaussians in float64, shape (rows, D) each: what the inner loop reads."""
+
+    means: Tensor
+    variances: Tensor
+    deviations: Tensor
+
+    @classmethod
+    def prepare(cls, means: Tensor, variances: Tensor) -> Gaussians:
+        """Compute the standard deviations once; roots cost more than the rest of the formula."""
+        variances = variances.double()
+        return cls(means.double(), variances, variances.sqrt())
+
+    def rows(self, index: slice | Tensor) -> Gaussians:
+        """Return some of the rows."""
+        return Gaussians(self.means[index], self.variances[index], self.deviations[index])
+
+
+def distance_float64(a: Gaussians, b: Gaussians) -> Tensor:
+    """Compute ``distance`` of prepared rows, float64: the inner loop of the fusion."""
+    rows_a, rows_b, dim = len(a.means), len(b.means), a.means.shape[1]
+    out = a.means.new_empty(rows_a, rows_b)
+    if out.numel() == 0:
+        return out
+    budget = _BLOCK_ELEMENTS if out.device.type == "cpu" else _BLOCK_ELEMENTS_ACCELERATOR
     step_b = max(1, min(rows_b, budget // dim))
-    step_a = max(1, budget // (step_b * dim))
+    step_a = max(1, min(rows_a, budget // (step_b * dim)))
+    foldings = _foldings(a, b)
+    work, other = (a.means.new_empty(step_a * step_b * dim) for _ in range(2))
     for i in range(0, rows_a, step_a):
-        a = slice(i, i + step_a)
-        mean_a, variance_a, scale_a = means_a[a, None], variances_a[a, None], std_a[a, None]
+        left = a.rows(slice(i, i + step_a))
         for j in range(0, rows_b, step_b):
-            b = slice(j, j + step_b)
-            shape = (scale_a - std_b[b]).square_().div_(scale_a * std_b[b]).mul_(0.5).log1p_().mul_(0.5)
-            shift = (mean_a - means_b[b]).square_().div_((variance_a + variances_b[b]).mul_(4.0))
-            out[a, b] = shape.add_(shift).sum(-1)
+            right = b.rows(slice(j, j + step_b))
+            shape = (len(left.means), len(right.means), dim)
+            value, scale = (buffer[: math.prod(shape)].view(shape) for buffer in (work, other))
+            torch.sub(left.means[:, None], right.means, out=value)
+            torch.add(left.variances[:, None], right.variances, out=scale)
+            shift = value.square_().div_(scale).sum(-1)
+            torch.sub(left.deviations[:, None], right.deviations, out=value)
+            torch.mul(left.deviations[:, None], right.deviations, out=scale)
+            spread = _sum_log1p(value.square_().div_(scale).mul_(0.5), foldings)
+            out[i : i + step_a, j : j + step_b] = shift.mul_(0.25).add_(spread, alpha=0.5)
     return out
+
+
+def _sum_log1p(terms: Tensor, foldings: int) -> Tensor:
+    """``sum ln(1 + t)`` over the last dimension, for t >= 0.
+
+    Halves of the terms are folded into each other by ``(1 + t)(1 + u) = 1 + (t + u + t u)``, which keeps
+    small terms to full precision and saves most of the logarithms.
+    """
+    total = terms.new_zeros(terms.shape[:-1])
+    for _ in range(foldings):
+        half = terms.shape[-1] // 2
+        if terms.shape[-1] % 2:
+            total += terms[..., -1].log1p()
+        first, second = terms[..., :half], terms[..., half : 2 * half]
+        terms = torch.addcmul(first + second, first, second)
+    return total + terms.log1p().sum(-1)
+
+
+def _foldings(a: Gaussians, b: Gaussians) -> int:
+    """Return 3, so that 8 terms share a logarithm, unless their product could overflow."""
+    low = torch.minimum(a.deviations.min(), b.deviations.min())
+    high = torch.maximum(a.deviations.max(), b.deviations.max())
+    return 3 if bool(high / low < _FOLDING_RATIO) else 0
 
 
 def _check(side: str, means: Tensor, variances: Tensor) -> None:

@@ -8,12 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gfpl_flwr.core.bhattacharyya import distance_float64
+from gfpl_flwr.core.bhattacharyya import Gaussians, distance_float64
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 
 Scale = Literal["mean", "sum"]
 Rule = Literal["closest_pair", "first_fit"]
 Merge = Literal["moment", "average"]
+
+# Rows of a block of the distance matrix: the pairs inside a block are computed twice.
+_HALF_MATRIX_ROWS = 32
 
 
 def fuse(
@@ -80,40 +83,33 @@ def fuse(
     for label in bank.classes:
         rows = source.of_class(label)
         if len(rows) > 1 and limit > 0:
-            counts, means, variances = (
-                value.to(bank.means.dtype)
-                for value in fuse_class(
-                    rows.counts.double(), rows.means.double(), rows.variances.double(), limit, merge
-                )
-            )
-            rows = GaussianPrototypes(
-                counts.new_full(counts.shape, label, dtype=torch.int64), counts, means, variances
-            )
+            counts, means, variances = (value.to(bank.means.dtype) for value in fuse_class(rows, limit, merge))
+            labels = torch.full_like(counts, label, dtype=torch.int64)
+            rows = GaussianPrototypes(labels, counts, means, variances)
         parts.append(rows)
     fused = GaussianPrototypes.concat(parts)
     return fused.canonical() if rule == "closest_pair" else fused
 
 
-def _closest_pair(
-    counts: Tensor, means: Tensor, variances: Tensor, limit: float, merge: Merge
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fuse float64 rows in canonical order; ties go to the lowest pair of rows."""
-    distances = distance_float64(means, variances, means, variances).fill_diagonal_(math.inf)
+def _closest_pair(rows: GaussianPrototypes, limit: float, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
+    """Fuse the rows of one class, in canonical order; ties go to the lowest pair of rows."""
+    counts, gaussians = rows.counts.double(), Gaussians.prepare(rows.means, rows.variances)
+    distances = _pairwise(gaussians)
     # Each row remembers its nearest row, so a merge costs one new row of distances and not a full search.
     nearest, partner = distances.min(dim=1)
     alive = torch.ones(len(counts), dtype=torch.bool, device=counts.device)
     for _ in range(len(counts) - 1):
         u = int(nearest.argmin())
-        if not nearest[u] < limit:
+        # Without a limit even distances that overflowed to infinity merge.
+        if not (nearest[u] < limit or limit == math.inf):
             break
         # Distances are symmetric to the bit: the partner of the first closest row comes after it.
         v = int(partner[u])
-        counts[u], means[u], variances[u] = _merged(
-            counts[u], means[u], variances[u], counts[v], means[v], variances[v], merge
-        )
+        _merge_into(counts, gaussians, u, counts[v], gaussians.rows(slice(v, v + 1)), merge)
         alive[v] = False
-        row = distance_float64(means[u : u + 1], variances[u : u + 1], means, variances)[0]
-        row[~alive] = math.inf
+        others = alive.nonzero()[:, 0]
+        row = torch.full_like(nearest, math.inf)
+        row[others] = distance_float64(gaussians.rows(slice(u, u + 1)), gaussians.rows(others))[0]
         row[u] = math.inf
         distances[u] = distances[:, u] = row
         distances[v] = distances[:, v] = math.inf
@@ -123,40 +119,44 @@ def _closest_pair(
         nearest, partner = torch.where(closer, row, nearest), partner.masked_fill(closer, u)
         nearest[v] = math.inf
         nearest[stale], partner[stale] = distances[stale].min(dim=1)
-    return counts[alive], means[alive], variances[alive]
+    return counts[alive], gaussians.means[alive], gaussians.variances[alive]
 
 
-def _first_fit(
-    counts: Tensor, means: Tensor, variances: Tensor, limit: float, merge: Merge
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fuse float64 rows in their order, in place: the first ``kept`` rows are the components so far."""
+def _first_fit(rows: GaussianPrototypes, limit: float, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
+    """Fuse the rows of one class in their order, in place: the first ``kept`` are the components so far."""
+    counts, gaussians = rows.counts.double(), Gaussians.prepare(rows.means, rows.variances)
     kept = 1
     for row in range(1, len(counts)):
-        to_kept = distance_float64(means[row : row + 1], variances[row : row + 1], means[:kept], variances[:kept])[0]
+        new = gaussians.rows(slice(row, row + 1))
+        to_kept = distance_float64(new, gaussians.rows(slice(kept)))[0]
         near = int(to_kept.argmin())
-        if to_kept[near] < limit:
-            counts[near], means[near], variances[near] = _merged(
-                counts[near], means[near], variances[near], counts[row], means[row], variances[row], merge
-            )
+        if to_kept[near] < limit or limit == math.inf:
+            _merge_into(counts, gaussians, near, counts[row], new, merge)
         else:
-            counts[kept], means[kept], variances[kept] = counts[row], means[row], variances[row]
+            counts[kept] = counts[row]
+            for mine, value in zip(gaussians, new, strict=True):
+                mine[kept] = value[0]
             kept += 1
-    return counts[:kept], means[:kept], variances[:kept]
+    return counts[:kept], gaussians.means[:kept], gaussians.variances[:kept]
 
 
-def _merged(
-    count_u: Tensor,
-    mean_u: Tensor,
-    variance_u: Tensor,
-    count_v: Tensor,
-    mean_v: Tensor,
-    variance_v: Tensor,
-    merge: Merge,
-) -> tuple[Tensor, Tensor, Tensor]:
-    count = count_u + count_v
-    share_u, share_v = count_u / count, count_v / count
-    gap = mean_v - mean_u
-    variance = share_u * variance_u + share_v * variance_v
+def _pairwise(gaussians: Gaussians) -> Tensor:
+    """Distances of all pairs, infinite on the diagonal; each pair is computed once, up to the blocks on it."""
+    rows = len(gaussians.means)
+    out = gaussians.means.new_empty(rows, rows)
+    for i in range(0, rows, _HALF_MATRIX_ROWS):
+        block = slice(i, i + _HALF_MATRIX_ROWS)
+        part = distance_float64(gaussians.rows(block), gaussians.rows(slice(i, None)))
+        out[block, i:], out[i:, block] = part, part.T
+    return out.fill_diagonal_(math.inf)
+
+
+def _merge_into(counts: Tensor, gaussians: Gaussians, u: int, count_v: Tensor, v: Gaussians, merge: Merge) -> None:
+    means, variances, deviations = gaussians
+    count = counts[u] + count_v
+    share_u, share_v = counts[u] / count, count_v / count
+    gap = v.means[0] - means[u]
+    variance = share_u * variances[u] + share_v * v.variances[0]
     if merge == "moment":
         variance = variance + share_u * share_v * gap.square()
-    return count, mean_u + share_v * gap, variance
+    counts[u], means[u], variances[u], deviations[u] = count, means[u] + share_v * gap, variance, variance.sqrt()

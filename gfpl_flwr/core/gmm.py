@@ -203,7 +203,8 @@ def _canonical_rows(features: Tensor, labels: Tensor) -> Tensor:
     # Fractions of multiples of the golden ratio: equal sums for different rows are all but impossible.
     direction = 0.5 + (torch.arange(1, dim + 1, dtype=torch.float64) * 0.6180339887498949).frac()
     direction = direction.to(features.device)
-    key = torch.cat([part.double() @ direction for part in torch.split(features, 1 << 14)] or [direction[:0]])
+    blocks = torch.split(features, 1 << 14)
+    key = torch.cat([block.double() @ direction for block in blocks])
     order = key.argsort(stable=True)
     return order[labels[order].argsort(stable=True)]
 

@@ -1,0 +1,93 @@
+"""Dot regression and the hybrid loss against hand computation and numerical gradients."""
+
+import math
+
+import pytest
+import torch
+
+from gfpl_flwr.core import dot_regression, hybrid_loss, simplex_etf
+
+
+def double(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def batch(seed=0, size=6, dim=5, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, classes, generator=generator, dtype=torch.float64)
+    projected = torch.randn(size, dim, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (size,), generator=generator)
+    return logits, projected, labels, simplex_etf(classes, dim, generator=generator).double()
+
+
+def test_dot_regression_by_hand():
+    # Cosines with the targets: 1, 0 and -1, whatever the lengths. 1/(2*3) (0 + 1 + 4) = 5/6.
+    projected = double([3.0, 0.0], [0.0, 0.5], [-7.0, 0.0])
+    targets = double([1.0, 0.0], [1.0, 0.0], [1.0, 0.0])
+    assert dot_regression(projected, targets).item() == pytest.approx(5 / 6, abs=1e-15)
+
+
+def test_hybrid_loss_by_hand():
+    # Logits (ln 3, 0) for class 0: cross-entropy -ln(3/4). Cosine of (3, 4) with (1, 0) is 0.6: 0.5 * 0.16 = 0.08.
+    logits, labels = double([math.log(3.0), 0.0]), torch.tensor([0])
+    etf = double([1.0, -1.0], [0.0, 0.0])
+    loss = hybrid_loss(logits, double([3.0, 4.0]), labels, etf, dr_weight=2.5)
+    assert loss.item() == pytest.approx(math.log(4 / 3) + 2.5 * 0.08, abs=1e-14)
+
+
+def test_zero_weight_is_cross_entropy():
+    logits, projected, labels, etf = batch()
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert hybrid_loss(logits, projected, labels, etf, dr_weight=0.0).item() == expected.item()
+
+
+def test_scale_of_the_projection_has_no_influence():
+    _, projected, labels, etf = batch()
+    loss = dot_regression(projected, etf.T[labels])
+    torch.testing.assert_close(dot_regression(1e-6 * projected, etf.T[labels]), loss)
+
+
+def test_gradients_are_numerically_right():
+    logits, projected, labels, etf = batch()
+    logits.requires_grad_()
+    projected.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: dot_regression(z, etf.T[labels]), projected)
+    assert torch.autograd.gradcheck(lambda h, z: hybrid_loss(h, z, labels, etf, dr_weight=0.7), (logits, projected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_projection_without_direction_has_the_value_of_the_formula_and_no_gradient(dtype):
+    # Row 0 is zero: cosine 0, squared error 1. Row 1 is its target: error 0. 1/(2*2) (1 + 0) = 1/4.
+    projected = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=dtype, requires_grad=True)
+    loss = dot_regression(projected, torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=dtype))
+    loss.backward()
+    assert loss.item() == 0.25
+    assert torch.equal(projected.grad, torch.zeros(2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(3, 2), torch.ones(3, 3)), r"\(3, 2\) and \(3, 3\)"),
+        ((torch.ones(0, 2), torch.ones(0, 2)), "B >= 1"),
+    ],
+)
+def test_dot_regression_names_bad_shapes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dot_regression(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"etf": torch.ones(9, 4)}, r"projected \(B, P\) must fit etf \(P, C\), got \(6, 5\) and \(9, 4\)"),
+        ({"logits": torch.ones(6, 3)}, r"shapes \(6, 4\) and \(6,\) .* got \(6, 3\) and \(6,\)"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"got \(6, 4\) and \(5,\)"),
+        ({"dr_weight": -1.0}, "dr_weight must be at least 0, got -1.0"),
+        ({"dr_weight": math.nan}, "dr_weight must be at least 0, got nan"),
+    ],
+)
+def test_hybrid_loss_names_bad_arguments(changes, message):
+    values = dict(zip(("logits", "projected", "labels", "etf"), batch(), strict=True)) | {"dr_weight": 1.0}
+    with pytest.raises(ValueError, match=message):
+        hybrid_loss(**(values | changes))
