@@ -170,8 +170,18 @@ class Algorithm(ABC):
         return self
 
     @abstractmethod
-    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
-        """Return the untrained model every site starts from; it depends on the seed alone."""
+    def build_model(
+        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
+    ) -> SplitModel:
+        """Return the untrained model every site starts from; it depends on the seed alone.
+
+        Args:
+            extractor: maps images to features (B, D), with its initial weights.
+            feature_dim: D.
+            num_classes: C.
+            dropout: share of the features dropped before the classifier.
+            seed: of the heads' initial weights; another one than the extractor's.
+        """
 
     @abstractmethod
     def visits(self, config: RunConfig) -> list[Visit]:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from gfpl_flwr import seeding
 from gfpl_flwr.algorithms.base import Algorithm, Counts, Reply, Site, Tensors, Visit, evaluate, features_of
-from gfpl_flwr.algorithms.local import DROPOUT
 from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, sgd, train_and_evaluate
 from gfpl_flwr.config import ConfigError, RunConfig, option
 from gfpl_flwr.core.etf import simplex_etf
@@ -110,13 +109,15 @@ class GFPL(Algorithm):
         scale = self.scale if self.scale != "auto" else "sum" if paper else "mean"
         return dataclasses.replace(self, projection_dim=dim, scale=scale)
 
-    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
+    def build_model(
+        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
+    ) -> SplitModel:
         """Return the dual classifier, or the plain one without DCS."""
         if not self.dual_classifier:
-            return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
+            return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=dropout), seed)
         etf = simplex_etf(num_classes, self.projection_dim, generator=seeding.generator(seed, "etf"))
         return seeded_init(
-            lambda: DualClassifier(extractor, feature_dim, etf, classifier_on=self.classifier_on, dropout=DROPOUT),
+            lambda: DualClassifier(extractor, feature_dim, etf, classifier_on=self.classifier_on, dropout=dropout),
             seed,
         )
 

@@ -10,9 +10,6 @@ from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, train_and_ev
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.models import SplitModel, seeded_init
 
-DROPOUT = 0.5
-"""Before the classifier, as in FedProto's networks (its code's ``CNNMnist``)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Algorithm):
@@ -20,9 +17,11 @@ class Local(Algorithm):
 
     name: ClassVar[str] = "local"
 
-    def build_model(self, extractor: nn.Module, feature_dim: int, num_classes: int, *, seed: int) -> SplitModel:
+    def build_model(
+        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
+    ) -> SplitModel:
         """Return extractor and linear classifier."""
-        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=DROPOUT), seed)
+        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=dropout), seed)
 
     def visits(self, config: RunConfig) -> list[Visit]:
         """Return the single visit that covers every round."""

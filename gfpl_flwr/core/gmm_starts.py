@@ -134,8 +134,9 @@ def _nearest(rows: Tensor, centres: Tensor, alive: Tensor) -> Tensor:
 
 def _move_samples(data: _Problems, clusters: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     """Move single samples until nothing improves; return the partitions and their log-likelihoods, (Q,)."""
-    out, final = clusters.clone(), _partition_score(data, clusters[:, None])[:, 0]
-    clusters, score = out.clone(), final.clone()
+    score, sizes = (value[:, 0] for value in _partition_score(data, clusters[:, None]))
+    out, final = clusters.clone(), score.clone()
+    clusters = out.clone()
     index = torch.arange(len(out), device=out.device)
     running = torch.ones_like(index, dtype=torch.bool)
     shares = torch.tensor([1.0, 0.25, 0.0625, 0.0], device=out.device)
@@ -147,18 +148,20 @@ def _move_samples(data: _Problems, clusters: Tensor, smallest: float) -> tuple[T
         # to the best alone are scored exactly, and the best of these is taken: the likelihood cannot fall.
         taken = (rising * shares).ceil().clamp_min(1).minimum(rising)  # (Q, T)
         moved = torch.where(rank[:, None] < taken[..., None], target[:, None], clusters[:, None])  # (Q, T, L)
-        reached, choice = _partition_score(data, moved).max(-1)
+        value, left = _partition_score(data, moved)
+        # Moves that are legal one by one may together take too much from one cluster.
+        drained = (left < sizes[:, None].clamp_max(smallest)).any(-1)
+        reached, choice = value.masked_fill(drained, -torch.inf).max(-1)
         running = running & (reached > score + _PROGRESS * score.abs())
-        left = int(running.sum())
-        if left == 0:
-            break
         at = running.nonzero()[:, 0]
-        clusters[at], score[at] = moved[at, choice[at]], reached[at]
+        if len(at) == 0:
+            break
+        clusters[at], sizes[at], score[at] = moved[at, choice[at]], left[at, choice[at]], reached[at]
         out[index[at]], final[index[at]] = clusters[at], score[at]
         # Dropping problems copies the samples of the others: worth it once half of them have ended.
-        if 2 * left <= len(index):
-            data, clusters, score, index = data.only(running), clusters[at], score[at], index[at]
-            running = running[at]
+        if 2 * len(at) <= len(index):
+            data, index, running = data.only(running), index[at], running[at]
+            clusters, sizes, score = clusters[at], sizes[at], score[at]
     return out, final
 
 
@@ -200,10 +203,10 @@ def _move_gains(data: _Problems, clusters: Tensor, smallest: float) -> Tensor:
     return gains.masked_fill(barred, -torch.inf)
 
 
-def _partition_score(data: _Problems, clusters: Tensor) -> Tensor:
-    """Log-likelihood of T partitions of each problem, up to a constant of the problem, shape (Q, T)."""
+def _partition_score(data: _Problems, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihood (Q, T) of T partitions of each problem, up to a constant of the problem, and sizes (Q, T, K)."""
     counts, moments = _moments(data, clusters)
-    return _cluster_score(counts, _mean_variance(counts, moments)[1]).sum(-1)
+    return _cluster_score(counts, _mean_variance(counts, moments)[1]).sum(-1), counts
 
 
 def _moments(data: _Problems, clusters: Tensor) -> tuple[Tensor, Tensor]:

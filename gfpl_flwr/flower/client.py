@@ -22,7 +22,7 @@ from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
 from gfpl_flwr.flower.state import SavedSite, SiteStore
 from gfpl_flwr.flower.wire import SiteReply, decode_order, encode_reply
-from gfpl_flwr.models import FEATURE_DIMS, SplitModel, build_extractor, seeded_init
+from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
 from gfpl_flwr.presets import preset_for
 from gfpl_flwr.site_names import SiteName
 
@@ -146,9 +146,16 @@ def open_dataset(config: RunConfig, data_dir: Path) -> ImageDataset:
 def initial_model(config: RunConfig, algorithm: Algorithm, dataset: ImageDataset) -> SplitModel:
     """Return the model every site starts from: it depends on the run's seed and the shape of the data alone."""
     architecture = architecture_of(config)
-    seed = seeding.derive(config.seed, "initial-model")
-    extractor = seeded_init(lambda: build_extractor(architecture, dataset.image_shape), seed)
-    return algorithm.build_model(extractor, FEATURE_DIMS[architecture], dataset.num_classes, seed=seed)
+    # Two seeds: layers drawn from one would begin with the same numbers.
+    body, heads = (seeding.derive(config.seed, "initial-model", part) for part in ("extractor", "heads"))
+    extractor = seeded_init(lambda: build_extractor(architecture, dataset.image_shape), body)
+    return algorithm.build_model(
+        extractor,
+        FEATURE_DIMS[architecture],
+        dataset.num_classes,
+        dropout=DROPOUT[architecture],
+        seed=heads,
+    )
 
 
 def architecture_of(config: RunConfig) -> str:

@@ -11,6 +11,9 @@ from gfpl_flwr.models.dropout import Dropout
 FEATURE_DIMS = {"cnn": 50, "resnet18": 512}
 """D of each architecture."""
 
+DROPOUT = {"cnn": 0.5, "resnet18": 0.0}
+"""Share of the features dropped before the classifier, as in FedProto's networks: half in its CNN, none in ResNet."""
+
 M = TypeVar("M", bound=nn.Module)
 
 

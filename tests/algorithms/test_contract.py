@@ -32,7 +32,7 @@ def make_site(name: str, key: int, labels: list[int], *, tests: int = 6) -> tupl
         return Images(pixels, labels, torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.5))
 
     extractor = seeded_init(lambda: build_extractor("cnn", (1, 8, 8)), 0)
-    model = algorithm.build_model(extractor, 50, CLASSES, seed=0)
+    model = algorithm.build_model(extractor, 50, CLASSES, dropout=0.5, seed=1)
     train = images(torch.tensor(labels))
     return Site(key, model, train, images(train.labels[:tests]), config, batch_size=4), algorithm, config
 

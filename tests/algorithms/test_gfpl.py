@@ -28,7 +28,7 @@ def site_with(
     config, algorithm = gfpl(**options)
     shape, dim = ((1, 8, 8), 50) if architecture == "cnn" else ((3, 32, 32), 512)
     extractor = seeded_init(lambda: build_extractor(architecture, shape), 0)
-    model = algorithm.build_model(extractor, dim, 10, seed=0)
+    model = algorithm.build_model(extractor, dim, 10, dropout=0.5, seed=1)
     labels = torch.tensor([label for label in classes for _ in range(each)])
     pixels = torch.randint(0, 256, (len(labels), *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     half = torch.full((shape[0], 1, 1), 0.5)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,15 +9,21 @@ import torch
 
 from gfpl_flwr.data.datasets import ImageDataset, load
 
+UNPACK = Path(__file__).parents[3] / "shared" / "data" / "unpack.py"
+"""A script that may lie beside the checkout and prepares published data sets without a network."""
 
-@pytest.fixture
-def real_data() -> Callable[[str], ImageDataset]:
-    """Load a published data set from the folder GFPL_TEST_DATA names, or skip the test."""
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ImageDataset]:
+    """Load a published data set from the folder GFPL_TEST_DATA names or from beside the checkout, or skip the test."""
+    folder = Path(os.environ.get("GFPL_TEST_DATA") or tmp_path_factory.mktemp("published"))
 
     def open_or_skip(name: str) -> ImageDataset:
-        folder = os.environ.get("GFPL_TEST_DATA", "")
-        if not folder or not (Path(folder) / f"{name}.safetensors").is_file():
-            pytest.skip(f"GFPL_TEST_DATA={folder!r} holds no prepared {name}.safetensors")
+        prepared = folder / f"{name}.safetensors"
+        if not prepared.is_file() and "GFPL_TEST_DATA" not in os.environ and UNPACK.is_file():
+            subprocess.run([sys.executable, UNPACK, folder, name], check=True, stdout=subprocess.DEVNULL)
+        if not prepared.is_file():
+            pytest.skip(f"no prepared {name}.safetensors: GFPL_TEST_DATA names no folder with it")
         return load(name, folder)
 
     return open_or_skip
