@@ -35,7 +35,6 @@ SETTING: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "Local": {"algorithm": "local"},
     "DCS alone (no exchange)": {"gfpl.retraining": False},
-    "PFG alone (no dual classifier)": {"gfpl.dual-classifier": False},
     "GFPL": {},
     "GFPL, distance summed (paper preset)": {"preset": "paper"},
 }

@@ -24,6 +24,8 @@ ConfigOption = Annotated[
     typer.Option("-c", "--config", metavar="KEY=VALUE", help="Set an option; repeat for more."),
 ]
 
+DataOption = Annotated[Path | None, typer.Option(help="Where prepared data sets lie; data by default.")]
+
 
 @app.command()
 def run(
@@ -32,31 +34,32 @@ def run(
     config: ConfigOption = None,
     name: Annotated[str, typer.Option(help="Name of the run's folder; empty: made from algorithm and time.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run called NAME.")] = False,
-    output_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
-    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
+    output_dir: Annotated[Path | None, typer.Option(help="Where run folders are made; runs by default.")] = None,
+    data_dir: DataOption = None,
 ) -> None:
     """Run one federation to its end, and report it."""
-    overrides = dict(_assignments(config or []))
-    overrides |= {"output-dir": str(output_dir.resolve()), "data-dir": str(data_dir.expanduser().resolve())}
-    if name:
-        overrides["name"] = name
-    if resume:
-        overrides["resume"] = True
     with _one_line_errors():
+        overrides = _options(config, output_dir=output_dir, data_dir=data_dir)
+        if name:
+            overrides["name"] = name
+        if resume:
+            overrides["resume"] = True
         _print_report(_execute([overrides], engine=engine, federation=federation))
 
 
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where the demo's runs are written.")] = Path("runs/demo"),
-    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
+    data_dir: DataOption = None,
     engine: Annotated[str, typer.Option(help="flower or inprocess.")] = "flower",
 ) -> None:
     """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
-    from gfpl_flwr.flower.launch.runner import demo_runs
+    from gfpl_flwr.flower.launch.runner import check_engine, clear, demo_runs
 
     with _one_line_errors():
-        runs = demo_runs(output_dir.resolve(), data_dir.expanduser().resolve())
+        check_engine(engine)
+        runs = demo_runs(output_dir.resolve(), (data_dir or Path("data")).expanduser().resolve())
+        clear(runs)
         _print_report(_execute(runs, engine=engine, federation=""))
 
 
@@ -74,7 +77,7 @@ def report(
 @app.command()
 def data(
     config: ConfigOption = None,
-    data_dir: Annotated[Path, typer.Option(help="Where prepared data sets lie.")] = Path("data"),
+    data_dir: DataOption = None,
     num_sites: Annotated[int, typer.Option(help="Sites to spread it over.")] = 20,
 ) -> None:
     """Prepare a data set, and show which site would hold what."""
@@ -86,8 +89,7 @@ def data(
     from gfpl_flwr.flower.client import open_dataset, partition_of
 
     with _one_line_errors():
-        overrides = dict(_assignments(config or [])) | {"data-dir": str(data_dir.expanduser().resolve())}
-        options, _ = parse_run(overrides)
+        options, _ = parse_run(_options(config, output_dir=None, data_dir=data_dir))
         dataset = open_dataset(options, Path(options.data_dir))
         table = Table(
             "site",
@@ -123,6 +125,14 @@ def main() -> None:
     app()
 
 
+def _options(words: list[str] | None, *, output_dir: Path | None, data_dir: Path | None) -> dict[str, Scalar]:
+    """Return the options of ``-c`` with absolute folders: Flower's processes run elsewhere."""
+    options = dict(_assignments(words or []))
+    for key, given, default in (("output-dir", output_dir, "runs"), ("data-dir", data_dir, "data")):
+        options[key] = str(Path(given or str(options.get(key, default))).expanduser().resolve())
+    return options
+
+
 def _assignments(words: list[str]) -> Iterator[tuple[str, Scalar]]:
     """Read ``key=value`` words; a value is TOML, and a bare word is a string.
 
@@ -132,10 +142,14 @@ def _assignments(words: list[str]) -> Iterator[tuple[str, Scalar]]:
     import tomllib
 
     for word in words:
-        for part in shlex.split(word):
+        try:
+            parts = shlex.split(word)
+        except ValueError as error:
+            raise ValueError(f"-c {word}: {error}") from None
+        for part in parts:
             key, equals, text = part.partition("=")
             if not equals or not key:
-                raise typer.BadParameter(f"{part!r} is not KEY=VALUE", param_hint="-c")
+                raise ValueError(f"-c {word}: {part!r} is not KEY=VALUE")
             try:
                 value = tomllib.loads(f"value = {text}")["value"]
             except tomllib.TOMLDecodeError:

@@ -126,13 +126,13 @@ def parse(cls: type[T], flat: Mapping[str, object], *, section: str = "") -> T:
 class RunConfig:
     """What a run does, apart from the hyper-parameters of its algorithm.
 
-    ``0`` and ``"auto"`` mean: the value that fits the data set, see :mod:`gfpl_flwr.presets`.
+    ``0`` and ``"auto"`` mean: the value that fits the data set, see :mod:`gfpl_flwr.dataset_settings`.
     """
 
     algorithm: str = option("gfpl", "The method to run: gfpl or local.")
     preset: str = option(
         "default",
-        "paper takes the literal choices of the GFPL paper where the default departs.",
+        "paper compares the summed distance with the fusion threshold, as the paper writes it.",
         choices=("default", "paper"),
     )
     name: str = option("", "Name of the run's folder under output-dir; empty: made from algorithm, data and time.")
@@ -151,7 +151,7 @@ class RunConfig:
         "How samples are spread over sites; own: all of a node's data is its own.",
         choices=("n-way-k-shot", "dirichlet", "iid", "shards", "long-tail", "writers", "own"),
     )
-    num_sites: int = option(0, "Sites that take part; 0: every node connected at the start.", at_least=0)
+    num_sites: int = option(0, "Sites that take part; 0: every node, once their number has settled.", at_least=0)
     ways: int = option(3, "n-way-k-shot: average number of classes of a site.", at_least=1)
     ways_spread: int = option(2, "n-way-k-shot: half-width of the range of classes around ways.", at_least=0)
     shots: int = option(0, "n-way-k-shot: average training samples a class; 0: the data set's.", at_least=0)
@@ -174,7 +174,9 @@ class RunConfig:
     head: str = option(
         "classifier", "Inference head whose accuracy is reported.", choices=("classifier", "etf", "sum")
     )
-    share_label_counts: bool = option(True, "Sites tell how many training samples of each class they have.")
+    share_label_counts: bool = option(
+        True, "Sites tell how many training samples of each class they have; see gfpl.share-counts."
+    )
     # execution
     device: str = option(
         "auto", "Where a site computes; auto: cuda if there is one.", choices=("auto", "cpu", "cuda")
@@ -190,3 +192,12 @@ class RunConfig:
     )
     visit_deadline: float = option(3600.0, "Seconds the server waits for the replies to a visit.", above=0)
     node_deadline: float = option(60.0, "Seconds the server waits for enough nodes to be connected.", above=0)
+
+    @property
+    def class_list(self) -> tuple[str, ...]:
+        """The class names, in the order of their labels."""
+        return tuple(name.strip() for name in self.class_names.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        if self.class_names and not self.dataset.startswith("folder:"):
+            raise ConfigError(f"class-names = {self.class_names!r}: only for folder: data, not {self.dataset!r}")

@@ -96,6 +96,11 @@ def test_config_lists_every_key(folder):
             "holds no run to resume",
         ),
         (["run", "--engine", "inprocess", "--name", "gfpl", *settings()], 2, "already holds a run"),
+        (["run", "-c", "name=bob's"], 2, "-c name=bob's: No closing quotation"),
+        (["run", "-c", "rounds 3"], 2, "'rounds' is not KEY=VALUE"),
+        (["run", "-c", "batch-size=1", "-c", "model=resnet18"], 2, "batch-size = 1: must be >= 2 with resnet18"),
+        (["run", "-c", "class-names=a,b"], 2, "class-names = 'a,b': only for folder: data, not 'digits'"),
+        (["demo", "--engine", "warp"], 2, "--engine warp: must be one of flower, inprocess"),
         (["report", "runs/nothing"], 2, "runs/nothing"),
         (["report", "runs/gfpl", "--format", "docx"], 2, "must be table, markdown or csv"),
     ],
@@ -127,12 +132,18 @@ def test_the_command_is_installed_and_exits_with_its_status(tmp_path):
     assert done.stderr == "error: rounds = 0: must be an integer >= 1\n"
 
 
+def test_folders_may_be_given_as_options_too(folder, tmp_path):
+    done = gfpl("run", "--engine", "inprocess", "--name", "x", *settings(**{"output-dir": tmp_path / "there"}))
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "there" / "x" / "rounds.jsonl").exists()
+
+
 def test_a_run_resumes_from_its_checkpoint(folder):
     words = ["run", "--engine", "inprocess", "--name", "torn", *settings()]
     assert gfpl(*words).exit_code == 0
     run = folder / "runs" / "torn"
     whole = (run / "rounds.jsonl").read_text()
     (run / "rounds.jsonl").write_text(whole + '{"visit": 9, "torn')
-    resumed = gfpl(*words, "--resume")
+    resumed = gfpl("run", "--engine", "inprocess", "--name", "torn", "--resume")  # its options are remembered
     assert resumed.exit_code == 0, resumed.stderr
     assert (run / "rounds.jsonl").read_text() == whole

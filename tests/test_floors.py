@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
-    "config": 0, "presets": 0, "seeding": 0,
+    "config": 0, "dataset_settings": 0, "seeding": 0,
     "site_names": 0, "core": 0, "models": 1, "data": 1, "algorithms": 2, "flower": 3,
     "report": 3, "watch": 4, "cli": 4,
 }  # fmt: skip

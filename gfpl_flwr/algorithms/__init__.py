@@ -9,6 +9,7 @@ from gfpl_flwr.algorithms.base import Algorithm
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.algorithms.local import Local
 from gfpl_flwr.config import ConfigError, RunConfig, Scalar, check_known, keys_of, parse
+from gfpl_flwr.dataset_settings import architecture_of
 
 ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (GFPL, Local)}
 
@@ -41,6 +42,8 @@ def parse_run(flat: Mapping[str, object]) -> tuple[RunConfig, Algorithm]:
     config = parse(RunConfig, flat)
     if config.algorithm not in ALGORITHMS:
         raise ConfigError(f"algorithm = {config.algorithm!r}: must be one of {', '.join(ALGORITHMS)}")
+    if config.batch_size == 1 and architecture_of(config) == "resnet18":
+        raise ConfigError("batch-size = 1: must be >= 2 with resnet18, whose BatchNorm cannot train on one sample")
     # Sections of other algorithms are checked too: a mistake there is a mistake.
     parsed = {name: parse(cls, flat, section=name) for name, cls in ALGORITHMS.items()}
     return config, parsed[config.algorithm]

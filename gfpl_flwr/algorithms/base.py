@@ -195,14 +195,19 @@ class Algorithm(ABC):
     def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
         """The site's half: do one visit, changing ``site.model`` in place."""
 
-    def check_reply(self, tensors: Tensors, *, feature_dim: int, num_classes: int | None) -> None:
-        """Refuse tensors that the server's half could not use.
+    def check_reply(self, reply: Reply, *, feature_dim: int, num_classes: int | None) -> None:
+        """Refuse a reply whose tensors the server's half could not use.
+
+        Args:
+            reply: of one site, decoded; its numbers are whatever the site sent.
+            feature_dim: D of the run's model.
+            num_classes: C; None where only the sites know.
 
         Raises:
             ValueError: says what was expected and what came; the site's contribution is then left out.
         """
-        if tensors:
-            raise ValueError(f"{self.name} sends no tensors, but {', '.join(tensors)} came")
+        if reply.tensors:
+            raise ValueError(f"{self.name} sends no tensors, but {', '.join(reply.tensors)} came")
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
         """The server's half: the new state from the old one and the checked replies, sorted by site."""

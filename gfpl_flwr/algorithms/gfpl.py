@@ -30,8 +30,11 @@ from gfpl_flwr.core.gmm import fit_class_mixtures, relative_floor
 from gfpl_flwr.core.losses import hybrid_loss
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.core.pseudo import sample
+from gfpl_flwr.dataset_settings import settings_for
 from gfpl_flwr.models import DualClassifier, SplitModel, seeded_init
-from gfpl_flwr.presets import preset_for
+
+LARGEST = {"counts": 1e9, "means": 1e6, "variances": 1e9}
+"""Largest magnitudes a server accepts; features of trained networks stay far below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class GFPL(Algorithm):
     dual_classifier: bool = option(True, "DCS: train a projection to the simplex ETF beside the classifier.")
     dr_weight: float = option(1.0, "Lambda: weight of dot regression in the hybrid loss.", at_least=0)
     projection_dim: int = option(
-        0, "P: width of projection and ETF, at least classes - 1; 0: the data set's.", at_least=0
+        0, "Width of projection and ETF, at least classes - 1; 0: the data set's.", at_least=0
     )
     classifier_on: str = option("features", "What the trainable classifier sees.", choices=("features", "projection"))
     # prototypes
@@ -100,7 +103,7 @@ class GFPL(Algorithm):
         if config.head != "classifier" and not self.dual_classifier:
             raise ConfigError(f"head = {config.head!r}: must be classifier when gfpl.dual-classifier = false")
         paper = config.preset == "paper"
-        dim = self.projection_dim or preset_for(config.dataset).projection_dim
+        dim = self.projection_dim or settings_for(config.dataset).projection_dim
         if num_classes is not None and dim < num_classes - 1:
             raise ConfigError(
                 f"gfpl.projection-dim = {dim}: must be >= {num_classes - 1}, "
@@ -155,7 +158,8 @@ class GFPL(Algorithm):
             with watch("evaluate"):
                 accuracy.append(evaluate(site.model, site.test, round=round, phase="retrain"))
         counts, loss = train_and_evaluate(site, visit, self.loss, watch)
-        diagnostics["train_loss"] = loss
+        if visit.rounds:
+            diagnostics["train_loss"] = loss
         tensors: dict[str, Tensor] = {}
         if visit.upload:
             with watch("prototypes"):
@@ -210,9 +214,12 @@ class GFPL(Algorithm):
             Diagnostics: the mean loss and the share of negative pseudo-feature coordinates, which a ReLU feature
             never has.
         """
+        wanted = bank.labels < site.model.num_classes  # a site may know fewer classes than the others
         if self.retrain_classes == "own":
-            own = torch.isin(bank.labels, site.train.labels.cpu())
-            bank = GaussianPrototypes(bank.labels[own], bank.counts[own], bank.means[own], bank.variances[own])
+            wanted &= torch.isin(bank.labels, site.train.labels.cpu())
+        bank = GaussianPrototypes(
+            bank.labels[wanted], bank.counts[wanted], bank.means[wanted], bank.variances[wanted]
+        )
         features, labels = sample(bank, per_class=self.pseudo_per_class, generator=site.generator(round, "pseudo"))
         negative = float((features < 0).double().mean()) if len(labels) else 0.0
         if self.clamp_pseudo:
@@ -227,26 +234,51 @@ class GFPL(Algorithm):
             logits, projected = model.dual(features[rows])
             return hybrid_loss(logits, projected, labels[rows], model.etf, dr_weight=self.dr_weight)
 
-        loss = sgd(
-            model.head_parameters(),
-            loss_of,
-            num_samples=len(labels),
-            epochs=self.retrain_epochs,
-            batch_size=site.batch_size,
-            config=site.config,
-            shuffle=site.generator(round, "retrain"),
-        )
-        return {"retrain_loss": loss, "negative_fraction": negative}
+        heads = model.head_parameters()
+        before = [parameter.detach().clone() for parameter in heads]
+        try:
+            loss = sgd(
+                heads,
+                loss_of,
+                num_samples=len(labels),
+                epochs=self.retrain_epochs,
+                batch_size=site.batch_size,
+                config=site.config,
+                shuffle=site.generator(round, "retrain"),
+            )
+        except FloatingPointError:
+            # Prototypes that another site made up must not cost this one its heads.
+            with torch.no_grad():
+                for parameter, old in zip(heads, before, strict=True):
+                    parameter.copy_(old)
+            return {"retrain_diverged": 1.0, "negative_fraction": negative}
+        return {"negative_fraction": negative} | ({"retrain_loss": loss} if len(labels) else {})
 
-    def check_reply(self, tensors: Tensors, *, feature_dim: int, num_classes: int | None) -> None:
-        """Refuse anything but a valid bank of this run's features and classes."""
-        bank = GaussianPrototypes.from_tensors(tensors)
+    def check_reply(self, reply: Reply, *, feature_dim: int, num_classes: int | None) -> None:
+        """Refuse anything but a bank that a site of this run could have fitted.
+
+        Whatever passes can be fused in float32: one site's numbers cannot make the others' overflow.
+        """
+        bank = GaussianPrototypes.from_tensors(reply.tensors)
+        for name in ("counts", "means", "variances"):
+            values: Tensor = getattr(bank, name)
+            if values.dtype != torch.float32:
+                raise ValueError(f"{name} must be float32, they are {values.dtype}")
+            if len(bank) and values.abs().max() > LARGEST[name]:
+                raise ValueError(f"{name} must be at most {LARGEST[name]:g}, the largest is {values.abs().max():g}")
         if bank.dim != feature_dim:
             raise ValueError(f"means must have {feature_dim} dimensions, these have {bank.dim}")
         if num_classes is not None and len(bank) and int(bank.labels.max()) >= num_classes:
-            raise ValueError(
-                f"labels must be below {num_classes}, row {int(bank.labels.argmax())} has {bank.labels.max()}"
-            )
+            raise ValueError(f"labels must be below {num_classes}, the largest is {int(bank.labels.max())}")
+        whole = reply.samples if self.share_counts else 1
+        for label in bank.classes:
+            counts = bank.counts[bank.labels == label]
+            if len(counts) > self.num_components:
+                raise ValueError(
+                    f"class {label} has {len(counts)} components, at most {self.num_components} were asked for"
+                )
+            if float(counts.sum()) > whole * 1.001:
+                raise ValueError(f"class {label} counts {float(counts.sum()):g} samples, the site has {whole}")
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Fuse the components of all sites (Algorithm 1); without any component the old state stays."""

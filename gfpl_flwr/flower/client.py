@@ -20,10 +20,10 @@ from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
 from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
+from gfpl_flwr.dataset_settings import architecture_of, settings_for
 from gfpl_flwr.flower.state import SavedSite, SiteStore
 from gfpl_flwr.flower.wire import SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
-from gfpl_flwr.presets import preset_for
 from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
@@ -108,11 +108,12 @@ def _visit(message: Message, context: Context) -> Message:
     if saved is not None:
         model.load_state_dict(dict(saved.model))
     site = build_site(config, dataset, model, node.site, node.partition_id, node.num_partitions, device)
-    down = {name: tensor.to(device) for name, tensor in order.tensors.items()}
-    reply = algorithm.visit(site, down, order.visit)
+    reply = algorithm.visit(site, order.tensors, order.visit)
     store.save(SavedSite(order.visit.index, own_state(model)))
     labels = Counter(site.train.labels.tolist()) if config.share_label_counts else {}
-    answer = SiteReply(node.site, order.run, order.visit.index, reply, dict(sorted(labels.items())))
+    answer = SiteReply(
+        node.site, order.run, order.visit.index, reply, dict(sorted(labels.items())), saved.visit if saved else 0
+    )
     return Message(encode_reply(answer), reply_to=message)
 
 
@@ -139,8 +140,7 @@ def open_dataset(config: RunConfig, data_dir: Path) -> ImageDataset:
     Raises:
         DatasetNotFoundError: says where it was looked for and how to get it.
     """
-    names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
-    return _load(config.dataset, data_dir, config.image_size, names)
+    return _load(config.dataset, data_dir, config.image_size, config.class_list)
 
 
 def initial_model(config: RunConfig, algorithm: Algorithm, dataset: ImageDataset) -> SplitModel:
@@ -158,11 +158,6 @@ def initial_model(config: RunConfig, algorithm: Algorithm, dataset: ImageDataset
     )
 
 
-def architecture_of(config: RunConfig) -> str:
-    """Return the extractor's architecture, the data set's own where the configuration says ``auto``."""
-    return config.model if config.model != "auto" else preset_for(config.dataset).model
-
-
 def own_state(model: SplitModel) -> Mapping[str, Tensor]:
     """Return what a site must remember of its model: its weights and buffers."""
     return model.state_dict()
@@ -178,7 +173,7 @@ def partition_of(config: RunConfig, dataset: ImageDataset, num_sites: int) -> li
         seed=seeding.derive(config.seed, "partition"),
         ways=config.ways,
         ways_spread=config.ways_spread,
-        shots=config.shots or preset_for(config.dataset).shots,
+        shots=config.shots or settings_for(config.dataset).shots,
         test_shots=config.test_shots,
         alpha=config.alpha,
         tail_ratio=config.tail_ratio,
@@ -212,7 +207,7 @@ def build_site(
         chosen = slice(None) if rows is None else torch.as_tensor(rows)
         return Images(pixels[chosen].to(device), labels[chosen].to(device), mean, std)
 
-    preset = preset_for(config.dataset)
+    preset = settings_for(config.dataset)
     return Site(
         key=key,
         model=model,

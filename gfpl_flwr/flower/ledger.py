@@ -1,5 +1,6 @@
 """What happened in one visit: messages out, replies in, failures with their reasons, bytes and seconds."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,9 @@ from gfpl_flwr.data.evaluation import mean_and_std
 from gfpl_flwr.flower.wire import SiteReply, Size
 from gfpl_flwr.site_names import SiteName, site_order
 
+LONGEST_REASON = 300
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
 
 @dataclass
 class Ledger:
@@ -15,6 +19,7 @@ class Ledger:
 
     Attributes:
         sent: message id to the node it went to and its size.
+        answered: ids of the messages whose reply has come, sound or not.
         good: site to its checked reply and the reply's size.
         failures: (site, or node that never said which it is; one line that says what went wrong).
         up: size of everything that came, sound or not.
@@ -22,6 +27,7 @@ class Ledger:
     """
 
     sent: dict[str, tuple[int, Size]] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
     good: dict[SiteName, tuple[SiteReply, Size]] = field(default_factory=dict)
     failures: list[tuple[SiteName, str]] = field(default_factory=list)
     up: Size = field(default_factory=Size)
@@ -31,6 +37,11 @@ class Ledger:
     def answers(self) -> list[SiteReply]:
         """The checked replies, sorted by site: the order in which messages arrive must not matter."""
         return [self.good[site][0] for site in sorted(self.good, key=site_order)]
+
+    def fail(self, site: SiteName, reason: str) -> None:
+        """Record why a site's contribution is left out, on one line: a reason can come from anywhere."""
+        line = " ".join(_ANSI.sub("", reason).split())
+        self.failures.append((site, line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} …"))
 
     @property
     def heard(self) -> int:
@@ -79,7 +90,8 @@ def latest_accuracy(reply: Reply, head: str) -> float | None:
     if not reply.accuracy:
         return None
     last = reply.accuracy[-1]
-    return float(last.correct.get(head, last.correct["classifier"]).sum() / last.total.sum())
+    correct = last.correct[head if head in last.correct else "classifier"]
+    return float(correct.sum() / last.total.sum())
 
 
 def _site_line(answer: SiteReply, up: Size, down: Size) -> dict[str, Any]:
@@ -92,6 +104,7 @@ def _site_line(answer: SiteReply, up: Size, down: Size) -> dict[str, Any]:
         "array_bytes_up": up.arrays,
         "seconds": {phase: round(value, 4) for phase, value in reply.seconds.items()},
         "samples": reply.samples,
+        "started_from": answer.started_from,
         "labels": {"classes": list(answer.label_counts), "counts": list(answer.label_counts.values())},
         "diagnostics": dict(reply.diagnostics),
         "accuracy": [_counts_line(counts) for counts in reply.accuracy],

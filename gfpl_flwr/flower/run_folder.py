@@ -1,6 +1,7 @@
 """The folder of a run: everything a report needs, written as it happens, so that an end at any time loses nothing."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from gfpl_flwr import __version__
 from gfpl_flwr.algorithms import defaults
-from gfpl_flwr.config import ConfigError, RunConfig
-from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_json, write_tensors
+from gfpl_flwr.config import ConfigError, RunConfig, parse
+from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_atomically, write_json, write_tensors
 
-CONFIG, ROUNDS, SUMMARY, SITES = "config.json", "rounds.jsonl", "summary.json", "sites"
+CONFIG, ROUNDS, SUMMARY = "config.json", "rounds.jsonl", "summary.json"
 
 # Keys that may differ between a run and its continuation: they do not touch its result.
 FREE_KEYS = {
@@ -38,6 +39,9 @@ def run_path(config: RunConfig) -> Path:
     return Path(config.output_dir).expanduser().resolve() / name
 
 
+PLACE_KEYS = {"name", "output-dir", "resume"}
+
+
 class RunFolder:
     """One run's folder ``<output-dir>/<name>``.
 
@@ -52,6 +56,7 @@ class RunFolder:
         self.key = key
         self._state = path / f"{state_name}.safetensors"
         self._started = time.monotonic()
+        self._seconds_before = 0.0
 
     @classmethod
     def open(
@@ -91,6 +96,19 @@ class RunFolder:
         write_json(path / CONFIG, facts)
         (path / ROUNDS).touch()
         return cls(path, key, state_name)
+
+    @staticmethod
+    def saved_config(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of the run that is to be resumed; nothing where a new one is asked for.
+
+        So ``--resume`` needs no option of the first time again.
+        """
+        config = parse(RunConfig, {key: value for key, value in overrides.items() if key in PLACE_KEYS})
+        path = run_path(config) / CONFIG
+        if not config.resume or not path.exists():
+            return {}
+        saved: dict[str, Any] = json.loads(path.read_text())["config"]
+        return saved
 
     @staticmethod
     def check(config: RunConfig, flat: Mapping[str, Any]) -> str:
@@ -134,7 +152,10 @@ class RunFolder:
         except FileNotFoundError:
             state, facts = {}, {"visit": 0}
         visit = int(facts["visit"])
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        summary = self.path / SUMMARY
+        if summary.exists():  # of the part that is continued
+            self._seconds_before = float(json.loads(summary.read_text()).get("seconds", 0.0))
+            summary.unlink()
         kept = []
         for line in (self.path / ROUNDS).read_text().splitlines():
             try:
@@ -144,14 +165,15 @@ class RunFolder:
                 break  # the last line, torn when the server was killed
         if len(kept) < visit:
             raise DamagedFileError(f"{self.path / ROUNDS} has {len(kept)} visits, its checkpoint has {visit}")
-        (self.path / ROUNDS).write_text("".join(kept))
+        write_atomically(self.path / ROUNDS, "".join(kept).encode())
         return visit, state
 
     def record(self, visit: int, line: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """Append a visit to ``rounds.jsonl``, then checkpoint the server's state after it."""
         with (self.path / ROUNDS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
+            os.fsync(file.fileno())
         write_tensors(self._state, state, {"visit": visit})
 
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
@@ -162,5 +184,5 @@ class RunFolder:
             reason: one line, where there is one.
             facts: what else belongs into the summary.
         """
-        seconds = round(time.monotonic() - self._started, 3)
+        seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
         write_json(self.path / SUMMARY, {"status": status, "reason": reason, "seconds": seconds, **facts})

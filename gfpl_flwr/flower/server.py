@@ -10,12 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.gfpl import GFPL
-from gfpl_flwr.flower.client import architecture_of
+from gfpl_flwr.dataset_settings import architecture_of, num_classes_of
 from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
 from gfpl_flwr.models import FEATURE_DIMS
-from gfpl_flwr.presets import preset_for
 
 logger = logging.getLogger("flwr.gfpl")
 COMMAND = "GFPL_COMMAND"
@@ -54,10 +53,10 @@ def run(
 
     Raises:
         ConfigError: before anything is sent.
-        QuorumError, ConnectionError: too few sites; the folder says so and can be resumed.
+        QuorumError: too few sites; the folder says so and can be resumed.
     """
     config, algorithm = parse_run(flat)
-    num_classes = len(config.class_names.split(",")) if config.class_names else preset_for(config.dataset).num_classes
+    num_classes = num_classes_of(config)
     algorithm = algorithm.resolve(config, num_classes)
     # Without it: the arguments of this process are no command of the user's, and hold a token of Flower's.
     command = os.environ.get(COMMAND, "flwr run" if engine == "flower" else "run_in_process")

@@ -29,6 +29,8 @@ from gfpl_flwr.flower.wire import (
 from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
+SETTLED_AFTER = 3.0
+"""Seconds without a new node after which their number counts as settled."""
 
 
 class QuorumError(RuntimeError):
@@ -163,8 +165,7 @@ class VisitStrategy(Strategy):
         from the configuration, so only ``grid`` is looked at.
 
         Raises:
-            QuorumError: see :meth:`aggregate_train`.
-            ConnectionError: too few nodes before the deadline.
+            QuorumError: too few nodes connected, or too few sites answered.
         """
         self.summary()
         done, state = self.folder.load_state()
@@ -191,23 +192,23 @@ class VisitStrategy(Strategy):
 
     def _wait_for_nodes(self, grid: Grid) -> list[int]:
         """Wait for every site before the first visit, later only for a quorum: a dead node delays nothing."""
-        deadline = time.monotonic() + self.config.node_deadline
+        start = time.monotonic()
         share = self.config.quorum if self.sites else 1.0
         wanted = max(1, math.ceil(share * self.expected))
-        while True:
-            nodes = sorted(grid.get_node_ids())
-            if len(nodes) >= wanted or (nodes and time.monotonic() >= deadline):
+        nodes, since = sorted(grid.get_node_ids()), start
+        while time.monotonic() - start < self.config.node_deadline:
+            # Where nobody said how many there will be, nodes may still be on their way.
+            settled = self.expected > 0 or time.monotonic() - since >= SETTLED_AFTER
+            if len(nodes) >= wanted and settled:
                 break
-            if time.monotonic() >= deadline:
-                raise ConnectionError(
-                    f"no node connected within node-deadline = {self.config.node_deadline:g} s, {wanted} expected"
-                )
-            time.sleep(0.2)
-        if not self.expected:
-            self.expected = len(nodes)
-        if len(nodes) < self.config.quorum * self.expected:
+            time.sleep(0.1)
+            before, nodes = nodes, sorted(grid.get_node_ids())
+            since = since if nodes == before else time.monotonic()
+        if not self.config.num_sites:
+            self.expected = max(self.expected, len(nodes))
+        if len(nodes) < max(1, self.config.quorum * self.expected):
             raise QuorumError(
-                f"{len(nodes)} of {self.expected} nodes connected within node-deadline = "
+                f"{len(nodes)} of {self.expected or 'any'} nodes connected within node-deadline = "
                 f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
                 "in simulation num-supernodes must be num-sites"
             )
@@ -232,45 +233,58 @@ class VisitStrategy(Strategy):
 
     def _receive(self, message: Message) -> None:
         """Check one reply; a bad one is recorded and left out."""
-        ledger = self._ledger
+        ledger, answered = self._ledger, message.metadata.reply_to_message_id
+        if answered in ledger.answered:
+            return  # delivered twice
+        ledger.answered.add(answered)
         # Errors of Flower's own come from its server, not from the node: the message they answer says which it is.
-        node, _ = ledger.sent.get(message.metadata.reply_to_message_id, (message.metadata.src_node_id, Size()))
+        node, _ = ledger.sent.get(answered, (message.metadata.src_node_id, Size()))
         name = self.sites.get(node, f"node {node}")
         if message.has_error():
-            ledger.failures.append((name, f"{message.error.reason} (code {message.error.code})"))
+            ledger.fail(name, f"{message.error.reason} (code {message.error.code})")
             return
         size = size_of(message)
         ledger.up += size
         try:
             answer = decode_reply(message.content)
-            name = answer.site
-            self._check(answer)
+            self._check(answer, node)
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
-            ledger.failures.append((name, f"{type(error).__name__}: {error}"))
+            ledger.fail(name, f"{type(error).__name__}: {error}")
             return
         self.sites[node] = answer.site
         ledger.good[answer.site] = (answer, size)
+        if answer.started_from == 0 and self._current > 1:
+            logger.warning("site %s has no model of an earlier visit: it started from the initial one", answer.site)
 
-    def _check(self, answer: SiteReply) -> None:
-        current = self.visits[self._current - 1]
-        if (answer.run, answer.visit) != (self.folder.key, current.index):
-            raise ValueError(f"answers visit {answer.visit} of run {answer.run!r}, expected visit {current.index}")
+    def _check(self, answer: SiteReply, node: int) -> None:
+        visit = self.visits[self._current - 1]
+        if (answer.run, answer.visit) != (self.folder.key, visit.index):
+            raise ValueError(f"answers visit {answer.visit} of run {answer.run!r}, expected visit {visit.index}")
         if answer.site in self._ledger.good:
-            raise ValueError("a second reply of the same site: two nodes have the same partition-id or site")
-        tensors = answer.reply.tensors
-        if current.upload:
-            self.algorithm.check_reply(tensors, feature_dim=self.feature_dim, num_classes=self.num_classes)
-        elif tensors:
-            raise ValueError(f"tensors came that nobody asked for: {', '.join(tensors)}")
+            raise ValueError(f"site {answer.site} answered already: two nodes have the same partition-id or site")
+        if self.sites.get(node, answer.site) != answer.site:
+            raise ValueError(f"says it is site {answer.site}, but it was site {self.sites[node]}")
+        rounds = {counts.round for counts in answer.reply.accuracy}
+        if not rounds <= {visit.first_round - 1, *visit.rounds}:
+            raise ValueError(f"evaluated rounds {sorted(rounds)[:9]}, the visit covers {visit.rounds}")
+        known = self.num_classes
+        if known is not None and any(len(counts.total) > known for counts in answer.reply.accuracy):
+            raise ValueError(f"tested on a class that is not among the {known} of the data set")
+        if visit.upload:
+            self.algorithm.check_reply(answer.reply, feature_dim=self.feature_dim, num_classes=known)
+        elif answer.reply.tensors:
+            raise ValueError(f"tensors came that nobody asked for: {', '.join(answer.reply.tensors)}")
 
     def _note_missing(self) -> None:
         ledger = self._ledger
+        sent = {node for node, _ in ledger.sent.values()}
         heard = ledger.good.keys() | {name for name, _ in ledger.failures}
-        late = f"no reply within visit-deadline = {self.config.visit_deadline:g} s"
-        for node, _ in ledger.sent.values():
+        for node in sorted(sent | self.sites.keys()):
             name = self.sites.get(node, f"node {node}")
-            if name not in heard:
-                ledger.failures.append((name, late))
+            if name in heard:
+                continue
+            late = f"no reply within visit-deadline = {self.config.visit_deadline:g} s"
+            ledger.fail(name, late if node in sent else "not connected when the visit began")
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
 

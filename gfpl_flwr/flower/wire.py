@@ -34,6 +34,8 @@ DTYPES = {
     "bool": torch.bool,
 }
 PHASES = ("train", "retrain")
+# What a reply can claim: far more than any site needs, far less than it takes to hurt the server.
+LARGEST_COUNT, LARGEST_TABLE, LONGEST_NAME = 10**9, 4_000_000, 64
 ARRAYS, VISIT, SITE, MEASURES = "arrays", "visit", "site", "measures"
 
 
@@ -134,6 +136,7 @@ class SiteReply:
         run, visit: what it answers.
         reply: what the site's half of the algorithm returned.
         label_counts: training samples by class, empty where the site does not tell.
+        started_from: the visit whose model the site went on from; 0 for the initial model.
     """
 
     site: SiteName
@@ -141,6 +144,7 @@ class SiteReply:
     visit: int
     reply: Reply
     label_counts: Mapping[int, int]
+    started_from: int = 0
 
 
 def encode_reply(answer: SiteReply) -> RecordDict:
@@ -161,7 +165,9 @@ def encode_reply(answer: SiteReply) -> RecordDict:
             measures[f"correct.{head}"] = torch.cat(rows).tolist()
     measures |= {f"seconds.{phase}": float(value) for phase, value in reply.seconds.items()}
     measures |= {f"diagnostics.{name}": float(value) for name, value in reply.diagnostics.items()}
-    site = ConfigRecord({"site": answer.site, "run": answer.run, "visit": answer.visit})
+    site = ConfigRecord(
+        {"site": answer.site, "run": answer.run, "visit": answer.visit, "started-from": answer.started_from}
+    )
     return RecordDict({SITE: site, MEASURES: MetricRecord(measures), ARRAYS: encode_tensors(reply.tensors)})
 
 
@@ -172,21 +178,21 @@ def decode_reply(content: RecordDict) -> SiteReply:
         ValueError: says which record or field is missing, of the wrong type or impossible.
     """
     fields = _config(content, SITE)
-    site = fields.get("site")
-    if not isinstance(site, (int, str)) or isinstance(site, bool):
-        raise ValueError(f"site must be an integer or a string, it is {site!r}")
     if content.metric_records.keys() != {MEASURES}:
         raise ValueError(f"expected one metric record {MEASURES!r}, got {sorted(content.metric_records)}")
     measures = content.metric_records[MEASURES]
     samples = measures.get("samples")
-    if not isinstance(samples, int) or samples < 0:
-        raise ValueError(f"samples must be an integer >= 0, it is {samples!r}")
+    if not isinstance(samples, int) or not 0 <= samples <= LARGEST_COUNT:
+        raise ValueError(f"samples must be an integer from 0 to {LARGEST_COUNT}, it is {samples!r}")
     labels = dict(zip(_naturals(measures, "label-classes"), _naturals(measures, "label-counts"), strict=True))
     grouped: dict[str, dict[str, float]] = {"seconds": {}, "diagnostics": {}}
     for key, value in measures.items():
         group, _, name = key.partition(".")
-        if group in grouped and isinstance(value, (int, float)):
-            grouped[group][name] = float(value)
+        if group not in grouped:
+            continue
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{key} must be a finite number, it is {value!r}")
+        grouped[group][name] = float(value)
     reply = Reply(
         decode_tensors(_arrays(content)),
         samples,
@@ -194,7 +200,23 @@ def decode_reply(content: RecordDict) -> SiteReply:
         diagnostics=grouped["diagnostics"],
         seconds=grouped["seconds"],
     )
-    return SiteReply(site, _typed(fields, "run", str), _typed(fields, "visit", int), reply, labels)
+    run, visit, started_from = (
+        _typed(fields, "run", str),
+        _typed(fields, "visit", int),
+        _typed(fields, "started-from", int),
+    )
+    return SiteReply(_site(fields), run, visit, reply, labels, started_from)
+
+
+def _site(fields: ConfigRecord) -> SiteName:
+    site = fields.get("site")
+    if isinstance(site, int) and not isinstance(site, bool) and 0 <= site <= LARGEST_COUNT:
+        return site
+    if isinstance(site, str) and 0 < len(site) <= LONGEST_NAME and site.isprintable():
+        return site
+    raise ValueError(
+        f"site must be an integer >= 0 or a name of at most {LONGEST_NAME} characters: {str(site)[:80]!r}"
+    )
 
 
 def _accuracy(measures: MetricRecord) -> list[Counts]:
@@ -204,33 +226,37 @@ def _accuracy(measures: MetricRecord) -> list[Counts]:
         return []
     if len(phases) != len(rounds) or len(totals) != len(classes) or not classes or max(phases) >= len(PHASES):
         raise ValueError("rounds, phases, test-classes and test-counts do not fit each other")
-    if max(classes) > 1_000_000:
-        raise ValueError(f"test-classes has class {max(classes)}, over a million")
+    if min(totals) < 1:
+        raise ValueError("test-counts must be >= 1")
+    heads = [key.removeprefix("correct.") for key in measures if key.startswith("correct.")]
+    if "classifier" not in heads:
+        raise ValueError("correct.classifier is missing")
     index, width = torch.tensor(classes), max(classes) + 1
+    if width * len(rounds) * len(heads) > LARGEST_TABLE:
+        raise ValueError(f"{len(rounds)} evaluations of {len(heads)} heads on {width} classes: too many to be true")
     total = torch.zeros(width, dtype=torch.int64).index_put((index,), torch.tensor(totals))
     correct: list[dict[str, Tensor]] = [{} for _ in rounds]
-    for key in measures:
-        group, _, head = key.partition(".")
-        if group != "correct":
-            continue
-        rows = _naturals(measures, key)
+    for head in heads:
+        rows = _naturals(measures, f"correct.{head}")
         if len(rows) != len(rounds) * len(classes):
-            raise ValueError(f"{key} has {len(rows)} values, expected {len(rounds)} x {len(classes)}")
+            raise ValueError(f"correct.{head} has {len(rows)} values, expected {len(rounds)} x {len(classes)}")
         table = torch.tensor(rows).reshape(len(rounds), len(classes))
         if bool((table > torch.tensor(totals)).any()):
-            raise ValueError(f"{key} counts more correct samples than there are")
-        for row, heads in zip(table, correct, strict=True):
-            heads[head] = torch.zeros(width, dtype=torch.int64).index_put((index,), row)
+            raise ValueError(f"correct.{head} counts more correct samples than there are")
+        for row, of_round in zip(table, correct, strict=True):
+            of_round[head] = torch.zeros(width, dtype=torch.int64).index_put((index,), row)
     return [
-        Counts(round, PHASES[phase], total, heads)
-        for round, phase, heads in zip(rounds, phases, correct, strict=True)
+        Counts(round, PHASES[phase], total, of_round)
+        for round, phase, of_round in zip(rounds, phases, correct, strict=True)
     ]
 
 
 def _naturals(measures: MetricRecord, key: str) -> list[int]:
     values = measures.get(key, [])
-    if not isinstance(values, list) or not all(isinstance(value, int) and 0 <= value < 2**63 for value in values):
-        raise ValueError(f"{key} must be a list of integers >= 0")
+    if not isinstance(values, list) or not all(
+        isinstance(value, int) and 0 <= value <= LARGEST_COUNT for value in values
+    ):
+        raise ValueError(f"{key} must be a list of integers from 0 to {LARGEST_COUNT}")
     return [int(value) for value in values]
 
 

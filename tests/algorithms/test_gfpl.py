@@ -1,5 +1,6 @@
 """GFPL's parts against the paper: schedule, loss, prototypes, retraining, fusion on the server."""
 
+import dataclasses
 import math
 
 import pytest
@@ -241,7 +242,7 @@ def test_nothing_is_retrained_before_any_site_sent_a_prototype():
 def reply_of(labels, counts, means) -> Reply:
     means = torch.tensor(means, dtype=torch.float32)
     bank = GaussianPrototypes(torch.tensor(labels), torch.tensor(counts), means, torch.ones_like(means))
-    return Reply(dict(bank.to_tensors()), 1)
+    return Reply(dict(bank.to_tensors()), 40)
 
 
 def test_two_sites_fused_by_hand():
@@ -276,25 +277,60 @@ def test_an_exchange_in_which_no_site_has_a_prototype_keeps_the_old_ones():
     assert torch.equal(algorithm.aggregate(state, [empty])["means"], state["means"])
 
 
+def changed(**arrays: torch.Tensor) -> Reply:
+    sound = reply_of([0], [3.0], [[0.0, 0.0, 0.0]])
+    return dataclasses.replace(sound, tensors={**sound.tensors, **arrays})
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("reply", "words"),
     [
-        ({"weights": torch.ones(1)}, "weights"),
-        ({"means": torch.full((1, 3), math.nan)}, "means"),
-        ({"variances": torch.zeros(1, 3)}, "variances"),
-        ({"counts": torch.tensor([-1.0])}, "counts"),
-        ({"labels": torch.tensor([10])}, "labels must be below 10"),
-        ({"labels": torch.tensor([-1])}, "labels"),
-        ({"labels": torch.tensor([0, 1])}, "labels"),
-        ({"means": torch.ones(1, 4), "variances": torch.ones(1, 4)}, "3 dimensions, these have 4"),
+        (changed(weights=torch.ones(1)), "weights"),
+        (changed(means=torch.full((1, 3), math.nan)), "means"),
+        (changed(variances=torch.zeros(1, 3)), "variances"),
+        (changed(counts=torch.tensor([-1.0])), "counts"),
+        (changed(labels=torch.tensor([10])), "labels must be below 10"),
+        (changed(labels=torch.tensor([-1])), "labels"),
+        (changed(labels=torch.tensor([0, 1])), "labels"),
+        (changed(means=torch.ones(1, 4), variances=torch.ones(1, 4)), "3 dimensions, these have 4"),
+        (changed(means=torch.full((1, 3), 1e30)), "means must be at most 1e\\+06"),
+        (changed(variances=torch.full((1, 3), 3e38)), "variances must be at most 1e\\+09"),
+        (changed(counts=torch.tensor([3e38])), "counts must be at most 1e\\+09"),
+        (changed(counts=torch.tensor([41.0])), "class 0 counts 41 samples, the site has 40"),
+        (reply_of([0] * 3, [1.0] * 3, [[0.0] * 3] * 3), "class 0 has 3 components, at most 2"),
+        (
+            changed(
+                counts=torch.ones(1, dtype=torch.float64),
+                means=torch.ones(1, 3, dtype=torch.float64),
+                variances=torch.ones(1, 3, dtype=torch.float64),
+            ),
+            "counts must be float32",
+        ),
     ],
 )
-def test_a_reply_that_is_no_bank_of_this_run_is_refused(change, words):
+def test_a_reply_that_is_no_bank_of_this_run_is_refused(reply, words):
     _, algorithm = gfpl()
-    sound = dict(reply_of([0], [3.0], [[0.0, 0.0, 0.0]]).tensors)
-    algorithm.check_reply(sound, feature_dim=3, num_classes=10)
+    algorithm.check_reply(changed(), feature_dim=3, num_classes=10)
     with pytest.raises(ValueError, match=words):
-        algorithm.check_reply(sound | change, feature_dim=3, num_classes=10)
+        algorithm.check_reply(reply, feature_dim=3, num_classes=10)
+
+
+def test_prototypes_that_make_retraining_diverge_cost_a_site_nothing():
+    site, algorithm = site_with()
+    before = {name: tensor.clone() for name, tensor in site.model.state_dict().items()}
+    bank = fused()
+    wild = GaussianPrototypes(bank.labels, bank.counts, 1e20 * bank.means, bank.variances)
+    found = algorithm.retrain(site, wild, round=30)
+    assert found["retrain_diverged"] == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in site.model.state_dict().items())
+
+
+def test_prototypes_of_a_class_the_site_does_not_know_are_passed_over():
+    site, algorithm = site_with()
+    bank = fused(classes=12)
+    other, _ = site_with()
+    assert algorithm.retrain(site, bank, round=30) == algorithm.retrain(other, fused(classes=12), round=30)
+    assert "retrain_loss" in algorithm.retrain(site, bank, round=30)
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ UNPACK = Path(__file__).parents[3] / "shared" / "data" / "unpack.py"
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ImageDataset]:
-    """Load a published data set from the folder GFPL_TEST_DATA names or from beside the checkout, or skip the test."""
+    """Load a published data set from GFPL_TEST_DATA or from beside the checkout, or skip the test."""
     folder = Path(os.environ.get("GFPL_TEST_DATA") or tmp_path_factory.mktemp("published"))
 
     def open_or_skip(name: str) -> ImageDataset:

@@ -1,8 +1,10 @@
 """A site's failure never ends a run, and nothing already computed is lost."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, Error, Message
@@ -96,6 +98,36 @@ def extra_array(reply: Message) -> Message:
     return reply
 
 
+def float64_means(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    for name in ("counts", "means", "variances"):
+        array = record[name]
+        values = np.frombuffer(array.data, "<f4").astype("<f8")
+        record[name] = Array(dtype="float64", shape=array.shape, stype=array.stype, data=values.tobytes())
+    return reply
+
+
+def without_classifier(reply: Message) -> Message:
+    reply.content["measures"].pop("correct.classifier")
+    return reply
+
+
+def other_rounds(reply: Message) -> Message:
+    reply.content["measures"]["rounds"] = [998, 999][: len(reply.content["measures"]["rounds"])]
+    return reply
+
+
+def other_classes(reply: Message) -> Message:
+    measures = reply.content["measures"]
+    measures["test-classes"] = [label + 10 for label in measures["test-classes"]]
+    return reply
+
+
+def not_a_number(reply: Message) -> Message:
+    reply.content["measures"]["diagnostics.suppressed_classes"] = float("nan")
+    return reply
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -104,8 +136,24 @@ def extra_array(reply: Message) -> Message:
         (other_dimension, "50 dimensions, these have 3"),
         (other_run, "run 'another'"),
         (extra_array, "weights"),
+        (float64_means, "must be float32"),
+        (without_classifier, "correct.classifier is missing"),
+        (other_rounds, "the visit covers"),
+        (other_classes, "not among the 10"),
+        (not_a_number, "must be a finite number"),
     ],
-    ids=["error", "negative variance", "wrong dimension", "another run", "extra array"],
+    ids=[
+        "error",
+        "negative variance",
+        "wrong dimension",
+        "another run",
+        "extra array",
+        "float64",
+        "no classifier",
+        "other rounds",
+        "other classes",
+        "nan",
+    ],
 )
 def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change, reason):
     serve(Faulty(flat, in_visit_two(1, change)), flat, engine="inprocess")
@@ -148,6 +196,79 @@ def test_two_nodes_with_the_same_identity_are_told_apart(flat):
 
     serve(Faulty(flat, same), flat, engine="inprocess")
     assert "same partition-id" in failures(lines(flat)[0])[0]
+
+
+def test_a_node_cannot_speak_for_another_site(flat):
+    def impersonate(visit, site, reply):
+        if (visit, site) == (2, 1):
+            reply.content["site"]["site"] = 3
+        return reply
+
+    serve(Faulty(flat, impersonate), flat, engine="inprocess")
+    told = lines(flat)[1]
+    assert [site["reason"] for site in told["sites"] if site["status"] == "error"] == [
+        "ValueError: says it is site 3, but it was site 1"
+    ]
+    assert {site["site"] for site in told["sites"] if site["status"] == "ok"} == {0, 2, 3}
+
+
+def test_a_reply_that_is_delivered_twice_counts_once(flat):
+    class Twice(Faulty):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            return [*replies, *replies]
+
+    serve(Twice(flat, lambda visit, site, reply: reply), flat, engine="inprocess")
+    assert [len(line["sites"]) for line in lines(flat)] == [4] * 4
+    assert not any(failures(line) for line in lines(flat))
+
+
+def test_a_reason_stays_on_one_line_and_short(flat):
+    def babble(reply: Message) -> Message:
+        broken = error_reply(reply)
+        broken.error.__dict__["_reason"] = "\x1b[91mboom\nvisit 9/9: 4/4 sites, done\n" + 5000 * "x"
+        return broken
+
+    serve(Faulty(flat, in_visit_two(1, babble)), flat, engine="inprocess")
+    (reason,) = failures(lines(flat)[1]).values()
+    assert reason.startswith("boom visit 9/9")
+    assert len(reason) < 320
+
+
+def test_a_site_that_is_away_when_a_visit_begins_is_recorded(flat):
+    class Away(Faulty):
+        def get_node_ids(self):
+            nodes = list(super().get_node_ids())
+            return nodes[:-1] if self.down else nodes
+
+        def push_messages(self, messages):
+            self.down = True
+            return super().push_messages(messages)
+
+        down = False
+
+    serve(Away(flat, lambda visit, site, reply: reply), flat, engine="inprocess")
+    assert failures(lines(flat)[1]) == {3: "not connected when the visit began"}
+
+
+def test_a_site_that_lost_its_model_is_seen_in_the_record(flat, caplog):
+    def lose(visit, site, reply):
+        if (visit, site) == (1, 3):
+            for folder in (Path(flat["output-dir"]) / "site-models").glob("*/site-0"):
+                shutil.rmtree(folder)
+        return reply
+
+    with caplog.at_level("WARNING", logger="flwr.gfpl"):
+        serve(Faulty(flat, lose), flat, engine="inprocess")
+    started = [site["started_from"] for site in lines(flat)[1]["sites"]]
+    assert started == [0, 1, 1, 1]
+    assert "site 0 has no model of an earlier visit" in caplog.text
+
+
+def test_where_nobody_says_how_many_sites_there_are_all_take_part(flat):
+    free = flat | {"num-sites": 0}
+    serve(Faulty(flat, lambda visit, site, reply: reply), free, engine="inprocess")
+    assert [line["messages"] for line in lines(flat)] == [4] * 4
 
 
 def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat):

@@ -46,6 +46,12 @@ class Plan:
     app_dir: Path | None
 
 
+def check_engine(engine: str) -> None:
+    """Raise ConfigError for an engine that does not exist."""
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
+
+
 def plan(runs: Sequence[Mapping[str, Scalar]], *, engine: str, federation: str = "") -> Plan:
     """Check everything that can be checked before anything is started.
 
@@ -60,8 +66,7 @@ def plan(runs: Sequence[Mapping[str, Scalar]], *, engine: str, federation: str =
     Raises:
         ValueError: an option, a name, a federation or a data set that cannot be used.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
+    check_engine(engine)
     app_dir = chosen = None
     if engine == "flower":
         app_dir = find_app()
@@ -72,7 +77,7 @@ def plan(runs: Sequence[Mapping[str, Scalar]], *, engine: str, federation: str =
     sites = int(chosen.simulation.get("num_supernodes", DEFAULT_SITES)) if chosen else DEFAULT_SITES
     flats = []
     for overrides in runs:
-        flat = dict(overrides)
+        flat = RunFolder.saved_config(overrides) | dict(overrides)
         if here and not flat.get("num-sites"):
             flat["num-sites"] = sites
         config, algorithm = parse_run(flat)
@@ -158,36 +163,49 @@ def _on_flower(
     except KeyboardInterrupt:
         _add_to_summary(path, {"status": "interrupted", "reason": "stopped by the user"})
         raise
-    _add_to_summary(path, {"launch_seconds": dict(link.seconds) | dict(outcome.seconds)})
+    ending = "failed" if outcome.status == "completed" else outcome.status  # unless the server says otherwise
+    told = {"status": ending, "reason": outcome.reason, "launch_seconds": dict(link.seconds) | dict(outcome.seconds)}
+    summary = _add_to_summary(path, told)
     if outcome.status != "completed":
         raise RunFailed(outcome.reason)
     if not (path / CONFIG).exists():
         raise RunFailed(f"the run completed, but {path} is not on this machine: it lies where the server runs")
+    if summary["status"] != "completed":
+        raise RunFailed(f"the server ended before the last visit; see {path / SUMMARY}")
     return path
 
 
-def _add_to_summary(path: Path, facts: Mapping[str, object]) -> None:
-    """Add to a run's summary what only the side that started it knows; a stopped ServerApp wrote none."""
+def _add_to_summary(path: Path, facts: Mapping[str, object]) -> Mapping[str, object]:
+    """Add to a run's summary what only the side that started it knows; a killed ServerApp wrote none."""
+    summary = path / SUMMARY
+    known: dict[str, object] = json.loads(summary.read_text()) if summary.exists() else {}
+    whole = {**facts, **known}
     if (path / CONFIG).exists():
-        summary = path / SUMMARY
-        known: dict[str, object] = json.loads(summary.read_text()) if summary.exists() else {}
-        write_json(summary, {**facts, **known})
+        write_json(summary, whole)
+    return whole
 
 
 def demo_runs(output_dir: Path, data_dir: Path) -> list[dict[str, Scalar]]:
-    """Return the demo's two runs, GFPL and Local on digits, and clear away those of an earlier demo."""
+    """Return the demo's two runs, GFPL and Local on digits."""
     common: dict[str, Scalar] = {
         "dataset": "digits",
         "num-sites": 10,
-        "rounds": 40,
+        "shots": 15,
+        "rounds": 60,
         "gfpl.first-exchange": 20,
+        "gfpl.exchange-every": 10,
         "output-dir": str(output_dir),
         "data-dir": str(data_dir),
     }
-    runs: list[dict[str, Scalar]] = [common | {"algorithm": name, "name": name} for name in ("gfpl", "local")]
+    return [common | {"algorithm": name, "name": name} for name in ("gfpl", "local")]
+
+
+def clear(runs: Sequence[Mapping[str, Scalar]]) -> None:
+    """Remove what earlier runs of these names left: their folders and, on this machine, their sites' models."""
     for run in runs:
+        output_dir = Path(str(run["output-dir"]))
         folder = output_dir / str(run["name"])
         if (folder / CONFIG).exists():
+            key = json.loads((folder / CONFIG).read_text())["key"]
+            shutil.rmtree(output_dir / "site-models" / key, ignore_errors=True)
             shutil.rmtree(folder)
-    shutil.rmtree(output_dir / "site-models", ignore_errors=True)
-    return runs
