@@ -133,6 +133,25 @@ def accuracy_rows(results: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {variant} | {' | '.join(heads)} | {spread:.2f} | {messages} | {up} | {down} | {merged} |"
 
 
+def readme_rows(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the short table of the README: accuracy, difference to Local, messages and bytes a site."""
+    local = {entry["seed"]: entry["accuracy"]["classifier"]["mean"] for entry in of_variant(results, "Local")}
+    yield "| variant | accuracy % | to Local, points | messages a site | up, a site | down, a site |"
+    yield "|---|---|---|---|---|---|"
+    for variant in VARIANTS:
+        entries = of_variant(results, variant)
+        accuracy = percent([entry["accuracy"]["classifier"]["mean"] for entry in entries])
+        gain = statistics.mean(
+            100 * (entry["accuracy"]["classifier"]["mean"] - local[entry["seed"]]) for entry in entries
+        )
+        sites = SETTING["num-sites"]
+        up, down = (
+            human_bytes(statistics.mean(entry["bytes"][way] for entry in entries) / sites) for way in ("up", "down")
+        )
+        told = f"{gain:+.2f}" if variant != "Local" else "–"
+        yield f"| {variant} | {accuracy} | {told} | {entries[0]['messages'] // sites} | {up} | {down} |"
+
+
 def paired_rows(results: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the rows of the differences to Local, seed by seed."""
     local = {entry["seed"]: entry["accuracy"]["classifier"]["mean"] for entry in of_variant(results, "Local")}

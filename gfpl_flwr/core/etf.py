@@ -17,10 +17,9 @@ def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Te
     - 1 directions; for ``dim = C - 1`` the same frame is written in an orthonormal basis of the eigenvectors
     of the centring matrix, turned by a seeded rotation.
 
-    DEPARTURE: the normal distribution instead of the uniform one of public implementations. With the signs of
-        R
-    made positive, U is then uniform over all orientations, and does not depend on the sign convention of the
-    linear algebra library.
+    DEPARTURE: the normal distribution instead of the uniform one of public implementations. With the diagonal of
+    the triangular factor made positive, U is then uniform over all orientations, and does not depend on the sign
+    convention of the linear algebra library.
 
     Args:
         num_classes: C, at least 2.
@@ -34,8 +33,7 @@ def simplex_etf(num_classes: int, dim: int, *, generator: torch.Generator) -> Te
     Raises:
         ValueError: fewer than 2 classes, or ``dim < C - 1``, in which no such frame exists.
 
-    Source: Papyan et al., "Prevalence of neural collapse" (2020); Lu et al., "GFPL", equations 2, 3, 9 and
-        10.
+    Source: Papyan et al., "Prevalence of neural collapse" (2020); Lu et al., "GFPL", equations 2, 3, 9 and 10.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")

@@ -20,6 +20,9 @@ from gfpl_flwr.flower.ledger import latest_accuracy
 from gfpl_flwr.flower.server import run as serve
 from gfpl_flwr.flower.strategy import QuorumError
 
+AT_ONCE = {"num-sites": 0, "node-deadline": 0.05}
+"""Whoever is connected takes part; nodes of this process are there from the start."""
+
 NOBODY: dict[str, Any] = {}
 """A node that has no identity, so that it answers every visit with an error."""
 
@@ -53,7 +56,7 @@ def photograph(folder: Path, each: int) -> Path:
 def own(small, tmp_path) -> dict[str, Any]:
     """A run of sites with data of their own."""
     common = {"data-dir": str(tmp_path / "common-data"), "state-dir": str(tmp_path / "common-state")}
-    return small | common | {"num-sites": 0, "partition": "own", "image-size": 8, "rounds": 3}
+    return small | common | AT_ONCE | {"partition": "own", "image-size": 8, "rounds": 3}
 
 
 def node(tmp_path: Path, site: str) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def test_without_a_word_of_the_node_the_runs_folders_are_used(own, tmp_path):
 @pytest.mark.parametrize("rule", ["closest_pair", "first_fit"])
 def test_the_order_in_which_nodes_are_listed_does_not_matter(small, rule):
     """Also with a rule of fusion that depends on the order of its rows: they are sorted by site."""
-    flat = small | {"num-sites": 0, "rounds": 3, "gfpl.rule": rule, "gfpl.threshold": 3.0}
+    flat = small | AT_ONCE | {"rounds": 3, "gfpl.rule": rule, "gfpl.threshold": 3.0}
     nodes = partitions(3)
     outcomes = []
     for number, order in enumerate(([0, 1, 2], [2, 0, 1])):
