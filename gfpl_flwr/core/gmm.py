@@ -26,7 +26,7 @@ def fit_class_mixtures(
     tol: float = 1e-3,
     min_samples: int = 1,
     min_component_samples: float = 1.0,
-    num_starts: int = 16,
+    num_starts: int = 24,
     refine: bool = True,
     generator: torch.Generator,
 ) -> GaussianPrototypes:
@@ -55,7 +55,7 @@ def fit_class_mixtures(
         min_component_samples: effective samples that a component must stand for, at least 1. A class with
             fewer samples gets no rows.
         num_starts: k-means++ starts of each class, at least 1.
-        refine: search on from the best start by moving single samples, at about twice the time.
+        refine: search on from the best start by moving single samples; takes longer than all the starts.
         generator: source of the starts.
 
     Returns:

@@ -54,8 +54,8 @@ def test_likelihood_rises_at_each_step(dim, relu):
 
 
 def test_one_step_by_hand():
-    # Samples -3, -1, 1, 3 with shares 1, 1/2, 1/2, 0 of component 0 and the rest of component 1: counts 2 and 2; means
-    # (-3 - 1/2 + 1/2) / 2 = -3/2 and 3/2; mean squares (9 + 1/2 + 1/2) / 2 = 5, so variances 5 - 9/4 = 11/4.
+    # Samples -3, -1, 1, 3 with shares 1, 1/2, 1/2, 0 of component 0 and the rest of component 1: counts 2 and 2;
+    # means (-3 - 1/2 + 1/2) / 2 = -3/2 and 3/2; mean squares (9 + 1/2 + 1/2) / 2 = 5, so variances 5 - 9/4 = 11/4.
     rows = torch.tensor([-3.0, -1.0, 1.0, 3.0], dtype=torch.float64).view(1, 4, 1)
     present = torch.ones(1, 4, dtype=torch.bool)
     first = torch.tensor([1.0, 0.5, 0.5, 0.0], dtype=torch.float64)
