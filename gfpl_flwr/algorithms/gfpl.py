@@ -68,7 +68,9 @@ class GFPL(Algorithm):
     )
     em_max_iter: int = option(100, "Most iterations of EM.", at_least=1)
     em_tol: float = option(1e-3, "EM stops when the log-likelihood per sample rises by less, in nats.", above=0)
-    share_counts: bool = option(True, "Send sample counts as weights of the fusion; to hide them set share-label-counts = false too.")
+    share_counts: bool = option(
+        True, "Send sample counts as weights of the fusion; to hide them set share-label-counts = false too."
+    )
     # fusion
     threshold: float = option(
         1.0, "Components closer than this merge; 0: none, inf: all of a class.", at_least=0, finite=False

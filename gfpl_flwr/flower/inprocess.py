@@ -127,5 +127,6 @@ def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress],
     """
     sites = int(flat.get("num-sites", 0)) or DEFAULT_SITES
     nodes = [{"partition-id": site, "num-partitions": sites} for site in range(sites)]
+    flat = {**flat, "num-sites": sites}
     grid = InProcessGrid(build_client_app(), nodes, flat)
     return run(grid, flat, engine="inprocess", on_progress=on_progress)

@@ -119,7 +119,7 @@ class VisitStrategy(Strategy):
             self._receive(message)
         self._note_missing()
         answers = ledger.answers
-        if len(answers) < max(1, self.config.quorum * self.expected):
+        if len(answers) < self._quorum():
             reasons = "; ".join(f"site {site}: {reason}" for site, reason in ledger.failures[:3])
             raise QuorumError(
                 f"visit {visit.index}: {len(answers)} of {self.expected} sites answered, "
@@ -190,11 +190,14 @@ class VisitStrategy(Strategy):
 
     # ---- one visit ------------------------------------------------------------------------------------------
 
+    def _quorum(self) -> int:
+        """Return how many sites must answer; 0.28 of 25 are 7, though the product of the floats is above it."""
+        return max(1, math.ceil(self.config.quorum * self.expected - 1e-9))
+
     def _wait_for_nodes(self, grid: Grid) -> list[int]:
         """Wait for every site before the first visit, later only for a quorum: a dead node delays nothing."""
         start = time.monotonic()
-        share = self.config.quorum if self.sites else 1.0
-        wanted = max(1, math.ceil(share * self.expected))
+        wanted = self._quorum() if self.sites else max(1, self.expected)
         nodes, since = sorted(grid.get_node_ids()), start
         while time.monotonic() - start < self.config.node_deadline:
             # Where nobody said how many there will be, nodes may still be on their way.
@@ -206,7 +209,7 @@ class VisitStrategy(Strategy):
             since = since if nodes == before else time.monotonic()
         if not self.config.num_sites:
             self.expected = max(self.expected, len(nodes))
-        if len(nodes) < max(1, self.config.quorum * self.expected):
+        if len(nodes) < self._quorum():
             raise QuorumError(
                 f"{len(nodes)} of {self.expected or 'any'} nodes connected within node-deadline = "
                 f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "

@@ -203,10 +203,11 @@ def test_a_visit_that_is_asked_for_again_is_answered_the_same(small, name):
 
 
 def test_runs_do_not_share_the_models_of_their_sites(small):
-    visits = schedule(parse_run(small)[1], small)
-    first = answered(ask(small, {"partition-id": 0}, visits[0], {}, run="one"))
-    answered(ask(small, {"partition-id": 0}, visits[1], first.tensors, run="one"))
-    assert_same(answered(ask(small, {"partition-id": 0}, visits[0], {}, run="two")), first)
+    visits, node = schedule(parse_run(small)[1], small), {"partition-id": 0}
+    first = answered(ask(small, node, visits[0], {}, run="one"))
+    second = answered(ask(small, node, visits[1], first.tensors, run="one"))
+    answered(ask(small | {"seed": 8}, node, visits[0], {}, run="two"))
+    assert_same(answered(ask(small, node, visits[1], first.tensors, run="one")), second)
 
 
 # ---- identity -----------------------------------------------------------------------------------------------
@@ -257,3 +258,17 @@ def test_sites_of_one_seed_hold_different_rows_of_the_common_data(small):
     rows = [{tuple(image.flatten().tolist()) for image in site.train.images} for site in sites]
     for key, held in enumerate(rows):
         assert not held & set.union(*rows[:key], *rows[key + 1 :])
+
+
+def test_a_nodes_own_number_of_partitions_counts_where_the_run_names_none(small):
+    """A tenth of the data is four times a fortieth; of two numbers the run's goes first."""
+
+    def first_visit(run: str, num_sites: int, node: dict[str, Any]) -> Reply:
+        flat = small | {"partition": "iid", "num-sites": num_sites}
+        return answered(ask(flat, {"partition-id": 1} | node, Visit(1, 1, 1), {}, run))
+
+    tenth = first_visit("a", 10, {})
+    assert_same(first_visit("b", 0, {"num-partitions": 10}), tenth)
+    assert_same(first_visit("c", 10, {"num-partitions": 40}), tenth)
+    fortieth = first_visit("d", 0, {"num-partitions": 40})
+    assert tenth.samples == pytest.approx(4 * fortieth.samples, abs=4)

@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Counts, Reply
 from gfpl_flwr.data.datasets import load
 from gfpl_flwr.flower.client import build_client_app
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.ledger import latest_accuracy
+from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run as serve
-from gfpl_flwr.flower.strategy import QuorumError
+from gfpl_flwr.flower.strategy import GFPLStrategy, QuorumError
+from gfpl_flwr.models import FEATURE_DIMS
 
 AT_ONCE = {"num-sites": 0, "node-deadline": 0.05}
 """Whoever is connected takes part; nodes of this process are there from the start."""
@@ -152,6 +155,21 @@ def test_progress_tells_the_latest_accuracy_of_the_head_that_was_asked_for(small
     for other in {"classifier", "etf", "sum"} - {head}:
         assert any(accuracies(line, other, -1) != accuracies(line, head, -1) for line in record)
     assert any(accuracies(line, head, 0) != accuracies(line, head, -1) for line in record)
+
+
+def test_the_strategys_metrics_are_those_of_the_head_that_was_asked_for(small):
+    flat = small | {"head": "etf", "num-sites": 2, "rounds": 3}
+    config, algorithm = parse_run(flat)
+    algorithm = algorithm.resolve(config, 10)
+    folder = RunFolder.open(config, flat, engine="inprocess", command="", state_name=algorithm.state_name)
+    strategy = GFPLStrategy(algorithm, config, folder, feature_dim=FEATURE_DIMS["cnn"], num_classes=10)
+    metrics = strategy.start(InProcessGrid(build_client_app(), partitions(2), flat)).train_metrics_clientapp
+    record = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text().splitlines()]
+    assert list(metrics) == [1, 2, 3]
+    for line in record:
+        told = metrics[line["visit"]]
+        assert (told["accuracy-mean"], told["accuracy-std"]) == pytest.approx(accuracies(line, "etf", -1))
+    assert any(accuracies(line, "etf", -1) != accuracies(line, "classifier", -1) for line in record)
 
 
 def test_the_latest_accuracy_is_that_of_the_last_evaluation():

@@ -189,9 +189,9 @@ def demo_runs(output_dir: Path, data_dir: Path) -> list[dict[str, Scalar]]:
     """Return the demo's two runs, GFPL and Local on digits."""
     common: dict[str, Scalar] = {
         "dataset": "digits",
-        "num-sites": 10,
+        "num-sites": 8,
         "shots": 15,
-        "rounds": 60,
+        "rounds": 40,
         "gfpl.first-exchange": 20,
         "gfpl.exchange-every": 10,
         "output-dir": str(output_dir),

@@ -59,6 +59,7 @@ class SuperLink:
     work_dir: Path
     local: LocalSuperLink | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    _bundles: dict[Path, bytes] = field(default_factory=dict)
 
     def run(
         self,
@@ -91,8 +92,12 @@ class SuperLink:
         check_overrides(app_dir, overrides)
         begun = time.monotonic()
         simulation = self.federation.simulation_of(num_sites)
-        bundle = bundle_app(app_dir)
-        run_id = self.control.submit(bundle, overrides, simulation=simulation, group=self.federation.group)
+        # Flower looks at every file below the app, an environment of a hundred thousand included.
+        if app_dir not in self._bundles:
+            self._bundles[app_dir] = bundle_app(app_dir)
+        run_id = self.control.submit(
+            self._bundles[app_dir], overrides, simulation=simulation, group=self.federation.group
+        )
         submitted = time.monotonic()
         state, log = follow(
             self.control,
