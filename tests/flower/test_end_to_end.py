@@ -196,7 +196,7 @@ def test_label_counts_are_in_the_record_only_where_sites_share_them(small, share
 
 
 @pytest.mark.parametrize(
-    ("quorum", "sites", "enough"), [(0.5, 4, 2), (0.75, 4, 3), (0.6, 4, 3), (1.0, 3, 3), (0.01, 4, 1)]
+    ("quorum", "sites", "enough"), [(0.5, 4, 2), (0.75, 4, 3), (0.6, 4, 3), (1.0, 3, 3), (0.01, 4, 1), (0.28, 25, 7)]
 )
 def test_exactly_the_quorum_suffices_and_one_site_fewer_does_not(small, quorum, sites, enough):
     flat = small | {"algorithm": "local", "num-sites": sites, "rounds": 1, "shots": 2, "quorum": quorum}
