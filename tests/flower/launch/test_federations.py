@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gfpl_flwr.flower import launch
+from gfpl_flwr.flower.inprocess import DEFAULT_SITES
+from gfpl_flwr.flower.launch import superlink as launch
 from gfpl_flwr.flower.launch.federations import Federation, read_federations, select_federation
 from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
-SHIPPED = Path(__file__).parents[2] / "pyproject-federation.toml"
+SHIPPED = Path(__file__).parents[3] / "pyproject-federation.toml"
 
 
 @pytest.fixture
@@ -118,3 +119,7 @@ def test_a_relative_certificate_is_looked_for_beside_the_file(written: Callable[
         launch.connect(edge, work_dir=path.parent),
     ):
         pass
+
+
+def test_every_engine_has_as_many_sites_where_nobody_says_how_many():
+    assert read_federations(SHIPPED)["local"].simulation["num_supernodes"] == DEFAULT_SITES

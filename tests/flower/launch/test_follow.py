@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfpl_flwr.flower import follow as following
+from gfpl_flwr.flower.launch import follow as following
 from gfpl_flwr.flower.launch.failure import LONGEST_CAUSE, cause_of
 from gfpl_flwr.flower.launch.local_superlink import LaunchError
 

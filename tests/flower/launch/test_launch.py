@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from gfpl_flwr.flower import launch, local_superlink
+from gfpl_flwr.flower.launch import local_superlink
+from gfpl_flwr.flower.launch import superlink as launch
 from gfpl_flwr.flower.launch.failure import one_line
 from gfpl_flwr.flower.launch.federations import Federation
 from gfpl_flwr.flower.launch.local_superlink import LaunchError, marked_processes, start_local_superlink
