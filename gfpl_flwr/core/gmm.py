@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from gfpl_flwr.core.gmm_em import fit_problems
+from gfpl_flwr.core.gmm_batch import (
+    EFFORTS,
+    EMPTY,
+    Kernel,
+    Samples,
+    Search,
+    Stop,
+    canonical_order,
+    compiled_kernel,
+    fit_starts,
+    grouped,
+    level,
+    move_samples,
+)
+from gfpl_flwr.core.gmm_em import Mixtures
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 
-# Elements of the widest temporary of one chunk of problems. On a processor a chunk should stay in its cache.
-_CHUNK_ELEMENTS = 1 << 20
-_CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+# Elements of the widest temporary of the likelihood.
+_BLOCK_ELEMENTS = 1 << 20
 
 
 def fit_class_mixtures(
@@ -21,49 +35,53 @@ def fit_class_mixtures(
     labels: Tensor,
     *,
     num_components: int = 2,
-    variance_floor: float = 1e-6,
+    variance_floor: float | Tensor = 1e-6,
     max_iter: int = 100,
     tol: float = 1e-3,
     min_samples: int = 1,
     min_component_samples: float = 1.0,
-    num_starts: int = 24,
-    refine: bool = True,
-    generator: torch.Generator,
+    search: Search = "auto",
+    kernel: Kernel = "auto",
+    generator: torch.Generator | None = None,
 ) -> GaussianPrototypes:
     """Fit one diagonal Gaussian mixture to the features of each class by expectation-maximisation.
 
-    Equations 4 to 6 of the GFPL paper. The M-step maximises under the bound ``variance >= variance_floor``,
-    so the likelihood never falls. Every class is fitted from several k-means++ starts; the best is refined by
-    moving single samples between components, and the highest likelihood wins. Likelihood rewards a component
-    on the floor around one sample: ``min_component_samples`` is the guard against prototypes that are one
-    sample.
+    Equations 4 to 6 of the GFPL paper. The M-step maximises under the bound ``variance >= variance_floor``, so the
+    likelihood never falls. Every class is centred, and fitted in float64 whatever the dtype of the features. Nothing
+    is random, and the fit of a class depends neither on the other classes of the call nor on the order of its rows,
+    up to rounding: the classes of many sites can be fitted in one call, under labels ``site * C + class``.
 
-    A class of n samples gets ``min(num_components, n // min_component_samples)`` components. If, in every
-    start, a component ends with less than ``min_component_samples`` effective samples, as with samples that
-    are equal, the class is fitted again with fewer. All classes are one batched problem, in float64 and
-    centred per class. The result does not depend on the order of the rows, up to rounding.
+    A class of n samples gets ``min(num_components, n // min_component_samples)`` components. If a component ends with
+    less than ``min_component_samples`` effective samples, as with samples that are equal, the class is searched more
+    thoroughly, and at last fitted with fewer. Likelihood rewards a component on the floor around one sample:
+    ``min_component_samples`` is the guard against prototypes that are one sample.
 
     Args:
         features: shape (N, D), floating point, finite.
         labels: class of each row, shape (N,), int64, at least 0.
         num_components: K, components asked for in each class, at least 1.
-        variance_floor: lower bound of every variance, in squared units of the features, above 0; see
-            ``relative_floor`` for a bound that follows the scale of a layer.
+        variance_floor: lower bound of every variance, in squared units of the features, above 0; a tensor holds one
+            for each label value, shape (at least the highest label + 1,). See ``relative_floor`` for a bound that
+            follows the scale of a layer.
         max_iter: most EM steps of a fit, at least 1.
         tol: a fit ends when a step gains less than this, in nats a sample.
         min_samples: a class with fewer samples gets no rows.
-        min_component_samples: effective samples that a component must stand for, at least 1. A class with
-            fewer samples gets no rows.
-        num_starts: k-means++ starts of each class, at least 1.
-        refine: search on from the best start by moving single samples; takes longer than all the starts.
-        generator: source of the starts.
+        min_component_samples: effective samples that a component must stand for, at least 1. A class with fewer
+            samples gets no rows.
+        search: ``"fast"`` splits a class along principal axes and starts once from there; ``"thorough"`` adds 24
+            k-means++ starts and moves single samples of the best; ``"auto"`` is fast from 25 K^2 samples on, adds 8
+            starts down to half of that, and is thorough below.
+        kernel: ``"numba"`` runs the starts compiled, on the CPU, ``"torch"`` does without; ``"auto"`` takes numba
+            where it is installed and there is enough work to repay compiling it, from 2^26 elements on. Both give the
+            same result, up to rounding.
+        generator: not used, since nothing is random; accepted so that all fits are called alike.
 
     Returns:
-        The components in canonical order, in the dtype and on the device of ``features``; ``counts`` are
-        effective samples and add up to the samples of the class.
+        The components in canonical order, in the dtype and on the device of ``features``; ``counts`` are effective
+        samples and add up to the samples of the class.
 
     Raises:
-        ValueError: shapes, dtypes or values that are not as above.
+        ValueError: shapes, dtypes or values that are not as above, or a kernel that cannot be had.
 
     Source: Dempster, Laird and Rubin (1977); Lu et al., "GFPL" (arXiv 2602.21873), equations 4 to 6.
     """
@@ -74,65 +92,63 @@ def fit_class_mixtures(
         ("tol", tol, 0),
         ("min_samples", min_samples, 0),
         ("min_component_samples", min_component_samples, 1),
-        ("num_starts", num_starts, 1),
     ):
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not 0 < variance_floor < math.inf:
-        raise ValueError(f"variance_floor must be finite and > 0, got {variance_floor}")
+    for name, choice, allowed in (("search", search, get_args(Search)), ("kernel", kernel, get_args(Kernel))):
+        if choice not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
+    compiled = compiled_kernel(kernel, features.numel(), features.device)
 
-    order = _canonical_rows(features, labels)
+    order = labels.argsort(stable=True)
     classes, sizes = torch.unique_consecutive(labels[order], return_counts=True)
     first = sizes.cumsum(0) - sizes
-    fits = sizes >= max(min_samples, min_component_samples)
-    classes, sizes, first = classes[fits], sizes[fits], first[fits]
-    uniforms = torch.rand(
-        (len(classes), num_starts, num_components),
-        generator=generator,
-        device=generator.device,
-        dtype=torch.float64,
-    ).to(features.device)
+    large = sizes >= max(min_samples, min_component_samples)
+    classes, sizes, first = classes[large], sizes[large], first[large]
+    samples = Samples(features.detach(), order, first, sizes, _floors(variance_floor, classes))
+    stop = Stop(max_iter, tol, min_component_samples)
 
     lengths = sizes.tolist()
-    components = [min(num_components, int(n // min_component_samples)) for n in lengths]
-    pending = list(range(len(components)))
-    banks = [GaussianPrototypes.empty(features.shape[1], dtype=features.dtype, device=features.device)]
+    wanted = [min(num_components, int(n // min_component_samples)) for n in lengths]
+    keys = [(k, level(search, n, k)) for k, n in zip(wanted, lengths, strict=True)]
+    canonical = False
+    parts: list[tuple[Tensor, Mixtures]] = []
+    pending = list(range(len(keys)))
     while pending:
-        again = []
-        for chunk in _chunks(pending, components, lengths, num_starts, features):
-            wanted = components[chunk[0]]
-            index = torch.tensor(chunk, device=features.device)
-            slot = torch.arange(max(lengths[problem] for problem in chunk), device=features.device)
-            present = slot < sizes[index, None]
-            source = order[(first[index, None] + slot).clamp_max(len(order) - 1)]
-            rows = features[source].double()
-            centre = (rows * present[..., None]).sum(1, keepdim=True) / sizes[index, None, None]
-            rows = (rows - centre) * present[..., None]
-            fitted, kept = fit_problems(
-                rows,
-                present,
-                uniforms[index, :, :wanted],
-                floor=variance_floor,
-                max_iter=max_iter,
-                tol=tol,
-                smallest=min_component_samples,
-                refine=refine,
-            )
-            done = kept >= wanted
-            banks.append(
-                GaussianPrototypes(
-                    classes[index][done].repeat_interleave(wanted),
-                    fitted.counts[done].flatten().to(features.dtype),
-                    (fitted.means[:, 0] + centre)[done].flatten(0, 1).to(features.dtype),
-                    fitted.variances[done].flatten(0, 2).to(features.dtype),
-                )
-            )
-            for problem, left in zip(chunk, kept.tolist(), strict=True):
-                if left < wanted:
-                    components[problem] = left
-                    again.append(problem)
+        again: list[int] = []
+        for (components, effort), group in grouped(pending, keys):
+            if EFFORTS[effort].restarts and not canonical:
+                samples = replace(samples, order=canonical_order(features, order, labels))
+                canonical = True
+            index = torch.tensor(group, device=features.device)
+            fitted = fit_starts(samples.of(index), components, EFFORTS[effort].restarts, stop, compiled=compiled)
+            if EFFORTS[effort].moves and components > 1:
+                move_samples(samples.of(index), fitted, stop)
+            legal = (fitted.counts >= stop.least).all(-1)[:, 0]
+            legal |= components == 1
+            parts.append((classes[index[legal]], fitted.only(legal)))
+            populated = (fitted.counts[:, 0] >= EMPTY).sum(-1).clamp(1, max(components - 1, 1))
+            for problem, fits, left in zip(group, legal.tolist(), populated.tolist(), strict=True):
+                if fits:
+                    continue
+                harder = effort + 1 if search == "auto" else len(EFFORTS)
+                fewer = (left, level(search, lengths[problem], left))
+                keys[problem] = (components, harder) if harder < len(EFFORTS) else fewer
+                again.append(problem)
         pending = again
-    return GaussianPrototypes.concat(banks).canonical()
+    return _bank(parts, features)
+
+
+def _bank(parts: list[tuple[Tensor, Mixtures]], features: Tensor) -> GaussianPrototypes:
+    if not parts:
+        return GaussianPrototypes.empty(features.shape[1], dtype=features.dtype, device=features.device)
+    fields = (
+        torch.cat([labels.repeat_interleave(fitted.counts.shape[-1]) for labels, fitted in parts]),
+        torch.cat([fitted.counts.flatten() for _, fitted in parts]).to(features.dtype),
+        torch.cat([fitted.means.flatten(0, 2) for _, fitted in parts]).to(features.dtype),
+        torch.cat([fitted.variances.flatten(0, 2) for _, fitted in parts]).to(features.dtype),
+    )
+    return GaussianPrototypes(*fields).canonical()
 
 
 def relative_floor(features: Tensor, fraction: float = 1e-4, minimum: float = 1e-6) -> float:
@@ -191,40 +207,30 @@ def log_likelihood(bank: GaussianPrototypes, features: Tensor, labels: Tensor) -
         samples = features[labels == label].double()
         means, variances = bank.means[rows].double(), bank.variances[rows].double()
         constant = weights[rows] - 0.5 * (variances.log() + math.log(2.0 * math.pi)).sum(-1)
-        for part in torch.split(samples, max(1, _CHUNK_ELEMENTS // means.numel())):
+        for part in torch.split(samples, max(1, _BLOCK_ELEMENTS // means.numel())):
             mahalanobis = ((part[:, None] - means).square_() / variances).sum(-1)
             total += (constant - 0.5 * mahalanobis).logsumexp(-1).sum().item()
     return total / len(features)
 
 
-def _canonical_rows(features: Tensor, labels: Tensor) -> Tensor:
-    """Order of the rows by class, and inside a class by value, so that the input order has no influence."""
-    dim = features.shape[1]
-    # Fractions of multiples of the golden ratio: equal sums for different rows are all but impossible.
-    direction = 0.5 + (torch.arange(1, dim + 1, dtype=torch.float64) * 0.6180339887498949).frac()
-    direction = direction.to(features.device)
-    blocks = torch.split(features, 1 << 14)
-    key = torch.cat([block.double() @ direction for block in blocks])
-    order = key.argsort(stable=True)
-    return order[labels[order].argsort(stable=True)]
-
-
-def _chunks(
-    pending: Sequence[int], components: Sequence[int], lengths: Sequence[int], restarts: int, features: Tensor
-) -> Iterator[list[int]]:
-    """Group problems of one K and similar length, so that the temporaries of a group stay under the budget."""
-    budget = _CHUNK_ELEMENTS if features.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-    chunk: list[int] = []
-    for problem in sorted(pending, key=lambda q: (components[q], lengths[q])):
-        wanted = components[problem]
-        width = max(2, wanted) * features.shape[1] + restarts * wanted
-        full = (len(chunk) + 1) * lengths[problem] * width > budget
-        if chunk and (full or components[chunk[0]] != wanted):
-            yield chunk
-            chunk = []
-        chunk.append(problem)
-    if chunk:
-        yield chunk
+def _floors(variance_floor: float | Tensor, classes: Tensor) -> Tensor:
+    """Floor of each class, shape (C,), float64."""
+    if not isinstance(variance_floor, Tensor):
+        if not 0 < variance_floor < math.inf:
+            raise ValueError(f"variance_floor must be finite and > 0, got {variance_floor}")
+        return torch.full(classes.shape, variance_floor, dtype=torch.float64, device=classes.device)
+    highest = int(classes.max()) if len(classes) else -1
+    if variance_floor.ndim != 1 or len(variance_floor) <= highest:
+        raise ValueError(
+            f"variance_floor must hold one floor for each label up to {highest}, shape ({highest + 1},), "
+            f"got {tuple(variance_floor.shape)}"
+        )
+    floors = variance_floor.to(device=classes.device, dtype=torch.float64)[classes]
+    bad = ~((floors > 0) & floors.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise ValueError(f"variance_floor must be finite and > 0, label {classes[row]} has {floors[row]}")
+    return floors
 
 
 def _check_data(features: Tensor, labels: Tensor) -> None:
@@ -237,9 +243,9 @@ def _check_data(features: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"labels must be int64 of shape {tuple(features.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
         )
-    bad = ~features.isfinite()
-    if bad.any():
-        row, column = bad.nonzero()[0].tolist()
+    # One pass where all is well: a sum hides no infinity and no NaN. A sum that overflows is looked at again.
+    if not features.sum().isfinite() and not (finite := features.isfinite()).all():
+        row, column = (~finite).nonzero()[0].tolist()
         raise ValueError(
             f"features must be finite, row {row} (class {labels[row].item()}) has "
             f"{features[row, column].item()} at feature {column}"

@@ -1,208 +1,229 @@
 """Expectation-maximisation of many independent Gaussian mixtures at once.
 
-Q problems of at most L samples each, padded with zeros, R restarts of K components in each problem. The
-restarts share the samples, so that they widen the matrix products instead of adding passes over the data.
+Q problems of at most L samples each, padded with zeros, R restarts of K components in each problem. The samples of
+a problem are centred, so that the sums over all of them are known before the first step: component 0 is what the
+other components leave of these sums, and its log-density is never formed sample by sample. Each step is then one
+matrix product with K - 1 columns a restart for the log-odds against component 0, and one for the moments.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from gfpl_flwr.core.gmm_starts import improve_partitions, kmeans_starts
+LOG_2PI = math.log(2.0 * math.pi)
+# Effective samples under which a component is rounding: it divides the moments of one that no sample belongs to.
+TINY = 1e-10
 
-_LOG_2PI = math.log(2.0 * math.pi)
-# Divides the moments of a component that no sample belongs to.
-_TINY = 1e-300
 
-# Effective samples are sums of probabilities: what should be exactly 5 may come out as 5 less rounding.
-_COUNT_ROUNDING = 1e-9
-# A component around one sample shares some of it with the others and stays under 1: only less than half is
-# empty.
-_EMPTY = 0.5
+class Space:
+    """Memory for the samples of one chunk of problems after the other.
+
+    Fresh memory costs several times what is done with it: the system hands it out page by page.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._buffer = torch.empty(0, dtype=torch.float64, device=device)
+        self._used = 0
+
+    def reset(self) -> None:
+        """Give all memory free again."""
+        self._used = 0
+
+    def take(self, *shape: int) -> Tensor:
+        """Return memory of a shape, float64, with what was in it before."""
+        size = math.prod(shape)
+        if self._used == 0 and len(self._buffer) < 2 * size:
+            # A batch and its remains, which are at most half of it each time, fit in twice its size.
+            self._buffer = torch.empty(2 * size, dtype=torch.float64, device=self._buffer.device)
+        if self._used + size > len(self._buffer):
+            return torch.empty(shape, dtype=torch.float64, device=self._buffer.device)
+        self._used += size
+        return self._buffer[self._used - size : self._used].view(shape)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Samples of Q problems, centred, zero on the padding; squares beside them, so that moments are one product."""
+
+    stack: Tensor  # (Q, L, 2 D), float64: samples and their squares
+    present: Tensor  # (Q, L), bool: false on the padding
+    sizes: Tensor  # (Q,), float64: number of samples
+    totals: Tensor  # (Q, 2 D), float64: sums over the samples
+    floor: Tensor  # (Q,), float64: lower bound of every variance, in squared units of the samples
+
+    @property
+    def rows(self) -> Tensor:
+        """Samples, shape (Q, L, D)."""
+        return self.stack[..., : self.stack.shape[-1] // 2]
+
+    def only(self, index: Tensor, space: Space | None = None) -> Problems:
+        """Return the problems of an index (Q',), their samples in ``space`` if there is one."""
+        stack = (space or Space(index.device)).take(len(index), *self.stack.shape[1:])
+        torch.index_select(self.stack, 0, index, out=stack)
+        return Problems(stack, self.present[index], self.sizes[index], self.totals[index], self.floor[index])
 
 
 @dataclass(frozen=True)
 class Mixtures:
     """R fitted mixtures of each of Q problems.
 
-    ``log_likelihood`` (nats a sample) and ``responsibilities`` belong to the last E-step; the parameters are
-    one M-step further, so they are at least as likely.
+    ``log_likelihood`` (nats a sample) belongs to the last E-step; the parameters are one M-step further, so they
+    are at least as likely.
     """
 
     counts: Tensor  # (Q, R, K)
     means: Tensor  # (Q, R, K, D)
     variances: Tensor  # (Q, R, K, D)
     log_likelihood: Tensor  # (Q, R)
-    responsibilities: Tensor  # (Q, L, R, K)
 
-    def fields(self) -> tuple[Tensor, ...]:
-        """Return the five tensors in the order of declaration."""
-        return self.counts, self.means, self.variances, self.log_likelihood, self.responsibilities
+    def only(self, keep: Tensor) -> Mixtures:
+        """Return the problems that a mask or an index (Q',) names."""
+        return Mixtures(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def take(self, restarts: Tensor) -> Mixtures:
         """Return restarts ``(Q, T)`` of each problem."""
         problem = torch.arange(len(restarts), device=restarts.device)[:, None]
-        return Mixtures(
-            self.counts[problem, restarts],
-            self.means[problem, restarts],
-            self.variances[problem, restarts],
-            self.log_likelihood[problem, restarts],
-            self.responsibilities[problem, :, restarts].transpose(1, 2),
-        )
+        return Mixtures(*(getattr(self, field.name)[problem, restarts] for field in fields(self)))
 
 
-def fit_problems(
-    rows: Tensor,
-    present: Tensor,
-    uniforms: Tensor,
-    *,
-    floor: float,
-    max_iter: int,
-    tol: float,
-    smallest: float,
-    refine: bool,
-) -> tuple[Mixtures, Tensor]:
-    """Fit Q problems of K components each; return one mixture a problem, and the components it may keep.
+def padded(rows: Tensor, sizes: Tensor, floor: Tensor, *, space: Space | None = None) -> tuple[Problems, Tensor]:
+    """Centre the samples of each problem.
 
-    That number is K where every component has ``smallest`` samples, and else the K to try next.
+    Args:
+        rows: shape (Q, L, D), floating point; what stands beyond the size of a problem has no influence.
+        sizes: samples of each problem, shape (Q,), int64.
+        floor: lower bound of the variances of each problem, shape (Q,), float64.
+        space: memory for the samples.
+
+    Returns:
+        The problems, and the means that were taken off, shape (Q, D), float64.
     """
-    components = uniforms.shape[-1]
-    if components == 1:
-        shares = present[..., None, None].to(rows.dtype)
-        fitted = maximise(rows, present, shares, floor=floor, max_iter=1, tol=tol)
-        return fitted, torch.ones(len(rows), dtype=torch.int64, device=rows.device)
-
-    clusters = kmeans_starts(rows, present, components, uniforms)
-    shares = _shares(clusters, present, components)
-    fitted = maximise(rows, present, shares, floor=floor, max_iter=max_iter, tol=tol)
-    fitted = fitted.take(_merit(fitted, smallest).argmax(-1, keepdim=True))
-    if refine:
-        hard = fitted.responsibilities[:, :, 0].argmax(-1)
-        better = improve_partitions(rows, present, hard, components, floor=floor, smallest=smallest)
-        at = (better != hard).any(-1).nonzero()[:, 0]
-        if len(at):
-            shares = _shares(better[at, None], present[at], components)
-            second = maximise(rows[at], present[at], shares, floor=floor, max_iter=max_iter, tol=tol)
-            won = (_merit(second, smallest) > _merit(fitted, smallest)[at])[:, 0]
-            for mine, new in zip(fitted.fields(), second.fields(), strict=True):
-                mine[at[won]] = new[won]
-    legal = (fitted.counts >= _least(smallest)).all(-1)[:, 0]
-    populated = (fitted.counts[:, 0] >= _EMPTY).sum(-1).clamp(1, components - 1)
-    return fitted, torch.where(legal, components, populated)
+    problems, longest, dim = rows.shape
+    present = torch.arange(longest, device=rows.device) < sizes[:, None]
+    stack = (space or Space(rows.device)).take(problems, longest, 2 * dim)
+    samples, squares = stack.chunk(2, dim=-1)
+    samples.copy_(rows)
+    count = sizes.double()
+    weight = present.double()[:, None]
+    centre = (weight @ samples) / count[:, None, None]
+    samples.sub_(centre)
+    if not bool(present.all()):
+        samples.masked_fill_(~present[..., None], 0.0)
+    torch.mul(samples, samples, out=squares)
+    totals = torch.cat([torch.zeros_like(centre), weight @ squares], dim=-1)[:, 0]
+    return Problems(stack, present, count, totals, floor), centre[:, 0]
 
 
-def _merit(fitted: Mixtures, smallest: float) -> Tensor:
-    """Log-likelihood of each restart, minus infinity where a component has too few samples, shape (Q, R)."""
-    legal = (fitted.counts >= _least(smallest)).all(-1)
-    return fitted.log_likelihood.masked_fill(~legal, -torch.inf)
-
-
-def _least(smallest: float) -> float:
-    """Effective samples under which a component is illegal."""
-    return _EMPTY if smallest == 1 else smallest * (1.0 - _COUNT_ROUNDING)
-
-
-def _shares(clusters: Tensor, present: Tensor, components: int) -> Tensor:
-    """Responsibilities (Q, L, R, K) of partitions (Q, R, L)."""
-    members = torch.nn.functional.one_hot(clusters, components).double() * present[:, None, :, None]
-    return members.transpose(1, 2).contiguous()
+def hard_shares(data: Problems, clusters: Tensor, components: int) -> Tensor:
+    """Responsibilities (Q, R, K - 1, L) of partitions (Q, R, L): one inside the clusters 1 to K - 1."""
+    names = torch.arange(1, components, device=clusters.device)[:, None]
+    return ((clusters[:, :, None] == names) & data.present[:, None, None]).double()
 
 
 def maximise(
-    rows: Tensor,
-    present: Tensor,
-    responsibilities: Tensor,
+    data: Problems,
+    shares: Tensor,
     *,
-    floor: float,
     max_iter: int,
     tol: float,
+    space: Space | None = None,
     trace: list[Tensor] | None = None,
 ) -> Mixtures:
-    """Run expectation-maximisation from given responsibilities until every restart gains less than ``tol``.
+    """Run expectation-maximisation from given responsibilities until the gain of a step falls below ``tol``.
 
-    Equations 5 and 6 of the GFPL paper. A problem ends when the last of its restarts does, and its result
-    does not depend on the problems beside it.
+    Equations 5 and 6 of the GFPL paper. Every restart of every problem ends by itself: its result does not depend
+    on the others beside it. A problem leaves the batch when the last of its restarts has ended.
 
     Args:
-        rows: samples of each problem, centred, zero on the padding, shape (Q, L, D), float64.
-        present: false on the padding, shape (Q, L), bool.
-        responsibilities: shape (Q, L, R, K), zero on the padding, summing to 1 over K elsewhere.
-        floor: lower bound of the variances, in squared units of ``rows``.
+        data: Q problems.
+        shares: responsibilities of the components 1 to K - 1, shape (Q, R, K - 1, L), zero on the padding; component
+            0 has the rest. Conditioning is best where component 0 is the largest.
         max_iter: most steps, at least 1.
         tol: in nats a sample.
+        space: memory for the samples of the problems that are left.
         trace: receives the log-likelihood (Q, R) of each step of the problems still in the batch.
 
     Returns:
         The mixtures reached.
     """
-    problems, _, restarts, components = responsibilities.shape
-    dim = rows.shape[-1]
-    stack = torch.cat([rows, rows.square()], dim=-1)
-    out = Mixtures(
-        rows.new_empty(problems, restarts, components),
-        rows.new_empty(problems, restarts, components, dim),
-        rows.new_empty(problems, restarts, components, dim),
-        rows.new_empty(problems, restarts),
-        torch.empty_like(responsibilities),
-    )
-    index = torch.arange(problems, device=rows.device)
-    running = torch.ones_like(index, dtype=torch.bool)
-    previous = rows.new_full((problems, restarts), -torch.inf)
-    counts, means, variances = _m_step(stack, responsibilities, floor)
+    counts, means, variances = _m_step(data, shares)
+    likelihood = counts.new_empty(counts.shape[:2])
+    out = Mixtures(torch.empty_like(counts), torch.empty_like(means), torch.empty_like(variances), likelihood)
+    index = torch.arange(len(counts), device=counts.device)
+    previous = torch.full_like(out.log_likelihood, -torch.inf)
+    running = torch.ones_like(previous, dtype=torch.bool)
     for step in range(1, max_iter + 1):
-        responsibilities, likelihood = _e_step(stack, present, counts, means, variances)
+        shares, likelihood = _e_step(data, counts, means, variances)
         if trace is not None:
             trace.append(likelihood)
-        counts, means, variances = _m_step(stack, responsibilities, floor)
-        ended = running & ((likelihood - previous) < tol).all(-1) if step < max_iter else running
+        counts, means, variances = _m_step(data, shares)
+        ended = running & (likelihood - previous < tol) if step < max_iter else running
         previous = likelihood
-        if not ended.any():
+        at, restart = ended.nonzero(as_tuple=True)
+        if len(at) == 0:
             continue
-        at = index[ended]
-        out.counts[at], out.means[at], out.variances[at] = counts[ended], means[ended], variances[ended]
-        out.log_likelihood[at], out.responsibilities[at] = likelihood[ended], responsibilities[ended]
+        for kept, now in (
+            (out.counts, counts),
+            (out.means, means),
+            (out.variances, variances),
+            (out.log_likelihood, likelihood),
+        ):
+            kept[index[at], restart] = now[at, restart]
         running = running & ~ended
-        left = int(running.sum())
-        if left == 0:
+        left = running.any(-1).nonzero()[:, 0]
+        if len(left) == 0:
             break
         # Dropping problems copies the samples of the others: worth it once half of them have ended.
-        if 2 * left <= len(running):
-            stack, present, index, previous = (
-                stack[running],
-                present[running],
-                index[running],
-                previous[running],
-            )
-            counts, means, variances = counts[running], means[running], variances[running]
-            running = running[running]
+        if 2 * len(left) <= len(index):
+            data, index, previous, running = data.only(left, space), index[left], previous[left], running[left]
+            counts, means, variances = counts[left], means[left], variances[left]
     return out
 
 
-def _m_step(stack: Tensor, responsibilities: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    problems, _, restarts, components = responsibilities.shape
-    counts = responsibilities.sum(1)
-    moments = responsibilities.flatten(2).transpose(1, 2) @ stack
-    moments = moments.view(problems, restarts, components, -1) / counts.clamp_min(_TINY)[..., None]
-    means, squares = moments.chunk(2, dim=-1)
-    return counts, means, (squares - means.square()).clamp_min_(floor)
+def assign(data: Problems, fitted: Mixtures) -> Tensor:
+    """Most responsible component of each sample, shape (Q, R, L)."""
+    odds = _log_odds(data, fitted.counts, fitted.means, fitted.variances)[0]
+    best, component = odds.max(2)
+    return torch.where(best > 0, component + 1, 0)
 
 
-def _e_step(
-    stack: Tensor, present: Tensor, counts: Tensor, means: Tensor, variances: Tensor
-) -> tuple[Tensor, Tensor]:
-    problems, restarts, components = counts.shape
-    samples = present.sum(1)
-    linear = means / variances
-    quadratic = (linear * means + variances.log()).sum(-1) + means.shape[-1] * _LOG_2PI
-    constant = (counts / samples[:, None, None]).log() - 0.5 * quadratic
-    factors = torch.cat([linear, -0.5 / variances], dim=-1).view(problems, restarts * components, -1)
-    density = torch.baddbmm(constant.view(problems, 1, -1), stack, factors.transpose(1, 2))
-    density = density.view(problems, -1, restarts, components)
-    evidence = density.logsumexp(-1, keepdim=True)
-    mask = present[:, :, None, None]
-    likelihood = (evidence * mask).sum(1)[..., 0] / samples[:, None]
-    return (density - evidence).exp_().mul_(mask), likelihood
+def _m_step(data: Problems, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    problems, restarts, others, _ = shares.shape
+    counts = shares.sum(-1)
+    moments = (shares.flatten(1, 2) @ data.stack).view(problems, restarts, others, -1)
+    rest = (data.sizes[:, None, None] - counts.sum(2, keepdim=True)).clamp_min_(0.0)
+    counts = torch.cat([rest, counts], dim=2)
+    moments = torch.cat([data.totals[:, None, None] - moments.sum(2, keepdim=True), moments], dim=2)
+    means, squares = moments.div_(counts.clamp_min(TINY)[..., None]).chunk(2, dim=-1)
+    variances = torch.addcmul(squares, means, means, value=-1.0)
+    return counts, means, torch.maximum(variances, data.floor[:, None, None, None])
+
+
+def _log_odds(data: Problems, counts: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds of the components 1 to K - 1 against 0, (Q, R, K - 1, L), and the log-density of 0 summed, (Q, R)."""
+    precision = variances.reciprocal()
+    linear = means * precision
+    energy = (linear * means).add_(variances.log_()).sum(-1)
+    constant = (counts.clamp_min(TINY) / data.sizes[:, None, None]).log_().sub_(energy, alpha=0.5)
+    factors = torch.cat([linear, precision.mul_(-0.5)], dim=-1)
+    against = factors[:, :, 1:] - factors[:, :, :1]
+    odds = (data.stack @ against.flatten(1, 2).mT).mT.reshape(*against.shape[:3], -1)
+    odds = odds + (constant[:, :, 1:] - constant[:, :, :1])[..., None]
+    first = constant[..., 0] - 0.5 * LOG_2PI * means.shape[-1]
+    first = first * data.sizes[:, None] + (factors[:, :, 0] @ data.totals[..., None])[..., 0]
+    return odds, first
+
+
+def _e_step(data: Problems, counts: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    odds, first = _log_odds(data, counts, means, variances)
+    top = odds.amax(2, keepdim=True).clamp_min_(0.0)
+    shares = odds.sub_(top).exp_()
+    evidence = shares.sum(2, keepdim=True).add_((-top).exp_())
+    mask = data.present[:, None, None]
+    shares = shares.div_(evidence).mul_(mask)
+    likelihood = (top.add_(evidence.log_()).mul_(mask)).sum((2, 3)).add_(first) / data.sizes[:, None]
+    return shares, likelihood

@@ -81,7 +81,8 @@ def test_no_more_components_than_distinct_samples():
     features = torch.tensor([[0.0, 0.0]] * 9 + [[1.0, 5.0]] * 3 + [[-4.0, 2.0]])
     bank = fit_class_mixtures(features, torch.zeros(13, dtype=torch.int64), num_components=6, generator=seeded())
     assert bank.counts.tolist() == pytest.approx([9, 3, 1])
-    assert bank.means.tolist() == [[0.0, 0.0], [1.0, 5.0], [-4.0, 2.0]]
+    expected = torch.tensor([[0.0, 0.0], [1.0, 5.0], [-4.0, 2.0]])
+    torch.testing.assert_close(bank.means, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_dead_units_lie_on_the_floor():
@@ -153,12 +154,52 @@ def test_order_of_the_rows_has_no_influence(spread):
     assert_same(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_generator_decides_and_global_randomness_is_untouched():
-    features, labels = blobs([40, 70], 20, spread=8.0)
+def test_nothing_is_random():
+    features, labels = blobs([40, 70, 120], 20, spread=8.0)
     before = torch.random.get_rng_state()
-    one, same = (fit_class_mixtures(features, labels, generator=seeded(2)) for _ in range(2))
-    assert_same(one, same, rtol=0.0, atol=0.0)
+    generator = seeded(2)
+    banks = [fit_class_mixtures(features, labels, generator=choice) for choice in (generator, seeded(7), None)]
+    for bank in banks[1:]:
+        assert_same(banks[0], bank, rtol=0.0, atol=0.0)
+    assert torch.equal(generator.get_state(), seeded(2).get_state())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_each_label_has_its_own_floor():
+    features, labels = blobs([30, 120, 60], 4, spread=0.0)
+    floors = torch.tensor([1e-3, 2e-2, 9.0, 0.5])
+    bank = fit_class_mixtures(features, labels + 1, variance_floor=floors)
+    for label in (1, 2, 3):
+        # Two points a class, each many times: the variance within is zero, so the floor is what is left.
+        torch.testing.assert_close(bank.of_class(label).variances, torch.full((2, 4), floors[label].item()).double())
+        same = fit_class_mixtures(features, labels + 1, variance_floor=floors[label].item()).of_class(label)
+        torch.testing.assert_close(bank.of_class(label).means, same.means)
+
+
+@pytest.mark.parametrize("sizes", [[40, 15], [150, 64]])
+def test_a_longer_search_is_at_least_as_likely(sizes):
+    generator = seeded(3)
+    size = sum(sizes)
+    labels = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    features = torch.randn(size, 30, generator=generator, dtype=torch.float64).clamp_min(0.0)
+    fast, auto, thorough = (
+        log_likelihood(fit_class_mixtures(features, labels, num_components=3, search=search), features, labels)
+        for search in ("fast", "auto", "thorough")
+    )
+    assert fast < auto <= thorough + 1e-9
+
+
+def test_search_goes_on_before_a_component_is_given_up():
+    # The cut across the axis of one far outlier leaves it alone; two blobs of fifty lie across that axis.
+    generator = seeded(4)
+    noise = torch.randn(101, 3, generator=generator, dtype=torch.float64)
+    features = noise + torch.tensor([0.0, 6.0, 0.0]) * (1 - 2.0 * (torch.arange(101)[:, None] % 2))
+    features[100] = torch.tensor([300.0, 0.0, 0.0])
+    labels = torch.zeros(101, dtype=torch.int64)
+    options = {"min_component_samples": 10, "variance_floor": 1e-3}
+    assert len(fit_class_mixtures(features, labels, search="fast", **options)) == 1
+    bank = fit_class_mixtures(features, labels, search="auto", **options)
+    assert sorted(bank.counts.round().tolist()) == [50, 51]
 
 
 def test_found_components_are_those_that_made_the_data():
@@ -197,6 +238,30 @@ def test_no_samples_give_an_empty_bank():
         (torch.ones(3, 2), torch.zeros(3).long(), {"variance_floor": 0.0}, "variance_floor must be .* > 0, got 0.0"),
         (torch.ones(3, 2), torch.zeros(3).long(), {"tol": math.nan}, "tol must be at least 0, got nan"),
         (torch.ones(3, 2), torch.zeros(3).long(), {"min_component_samples": 0.5}, "at least 1, got 0.5"),
+        (
+            torch.ones(3, 2),
+            torch.zeros(3).long(),
+            {"search": "best"},
+            "search must be one of auto, fast, thorough",
+        ),
+        (
+            torch.ones(3, 2),
+            torch.zeros(3).long(),
+            {"kernel": "c"},
+            "auto, torch, numba, got 'c'",
+        ),
+        (
+            torch.ones(3, 2),
+            torch.full((3,), 2),
+            {"variance_floor": torch.ones(2)},
+            r"one floor for each label up to 2, shape \(3,\), got \(2,\)",
+        ),
+        (
+            torch.ones(3, 2),
+            torch.full((3,), 1),
+            {"variance_floor": torch.tensor([1.0, -2.0])},
+            "finite and > 0, label 1 has -2.0",
+        ),
     ],
 )
 def test_bad_arguments_are_named(features, labels, options, message):
