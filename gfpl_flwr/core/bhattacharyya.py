@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 # Elements of the largest temporary: 2 MiB of float64, so that a block stays in the cache of one core.
 _BLOCK_ELEMENTS = 1 << 18
 _BLOCK_ELEMENTS_ACCELERATOR = 1 << 26
-# Standard deviations further apart than this could overflow a product of 8 terms of half their ratio.
-_FOLDING_RATIO = 1e36
+# Eight terms share a logarithm.
+_FOLDINGS = 3
+# The product of two variances above it has all its digits.
+_ROOTS_BELOW = 1e-140
 
 
 def distance(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b: Tensor) -> Tensor:
@@ -23,8 +26,8 @@ def distance(means_a: Tensor, variances_a: Tensor, means_b: Tensor, variances_b:
         D_B(a, b) = sum_q (m_aq - m_bq)^2 / (4 (v_aq + v_bq)) + 1/2 ln( (v_aq + v_bq) / (2 s_aq s_bq) ),  s^2
         = v
 
-    The logarithm is computed as ``log1p((s_a - s_b)^2 / (2 s_a s_b))``, the same number: never negative, zero
-    to the last bit for equal variances, symmetric, and exact for variances that differ by many orders of
+    The logarithm is computed as ``1/2 log1p((v_a - v_b)^2 / (4 v_a v_b))``, the same number: never negative,
+    zero to the last bit for equal variances, symmetric, and exact for variances that differ by many orders of
     magnitude. Computed in float64 and in blocks, so that no temporary of A x B x D elements exists.
 
     Args:
@@ -55,48 +58,98 @@ class Gaussians(NamedTuple):
 
     means: Tensor
     variances: Tensor
-    deviations: Tensor
 
     @classmethod
     def prepare(cls, means: Tensor, variances: Tensor) -> Gaussians:
-        """Compute the standard deviations once; roots cost more than the rest of the formula."""
-        variances = variances.double()
-        return cls(means.double(), variances, variances.sqrt())
+        """Return the rows in float64, one after the other in memory."""
+        return cls(means.double().contiguous(), variances.double().contiguous())
+
+    @property
+    def tiny(self) -> bool:
+        """Whether a product of two variances could lose digits, so that they must be compared by their roots."""
+        return self.variances.numel() > 0 and bool(self.variances.min() < _ROOTS_BELOW)
 
     def rows(self, index: slice | Tensor) -> Gaussians:
         """Return some of the rows."""
-        return Gaussians(self.means[index], self.variances[index], self.deviations[index])
+        return Gaussians(self.means[index], self.variances[index])
+
+
+class Scratch:
+    """Memory for the temporaries of one block at a time: to allocate them anew costs more than to fill them.
+
+    Args:
+        like: tells the device.
+        roots: compare variances by their roots, for rows that are ``tiny``.
+    """
+
+    def __init__(self, like: Tensor, *, roots: bool = False) -> None:
+        self.roots = roots
+        self.elements = _BLOCK_ELEMENTS if like.device.type == "cpu" else _BLOCK_ELEMENTS_ACCELERATOR
+        self._buffers = [like.new_empty(0, dtype=torch.float64) for _ in range(2)]
+
+    def views(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return two tensors of this shape, whatever they hold."""
+        size = math.prod(shape)
+        if len(self._buffers[0]) < size:
+            self._buffers = [buffer.new_empty(size) for buffer in self._buffers]
+        first, second = (buffer[:size].view(*shape) for buffer in self._buffers)
+        return first, second
 
 
 def distance_float64(a: Gaussians, b: Gaussians) -> Tensor:
-    """Compute ``distance`` of prepared rows, float64: the inner loop of the fusion."""
-    rows_a, rows_b, dim = len(a.means), len(b.means), a.means.shape[1]
+    """Compute ``distance`` of prepared rows, float64."""
+    rows_a, rows_b = len(a.means), len(b.means)
+    scratch = Scratch(a.means, roots=a.tiny or b.tiny)
     out = a.means.new_empty(rows_a, rows_b)
-    if out.numel() == 0:
-        return out
-    budget = _BLOCK_ELEMENTS if out.device.type == "cpu" else _BLOCK_ELEMENTS_ACCELERATOR
-    step_b = max(1, min(rows_b, budget // dim))
-    step_a = max(1, min(rows_a, budget // (step_b * dim)))
-    foldings = _foldings(a, b)
-    work, other = (a.means.new_empty(step_a * step_b * dim) for _ in range(2))
-    for i in range(0, rows_a, step_a):
-        left = a.rows(slice(i, i + step_a))
-        for j in range(0, rows_b, step_b):
-            right = b.rows(slice(j, j + step_b))
-            shape = (len(left.means), len(right.means), dim)
-            value, scale = (buffer[: math.prod(shape)].view(shape) for buffer in (work, other))
-            torch.sub(left.means[:, None], right.means, out=value)
-            torch.add(left.variances[:, None], right.variances, out=scale)
-            shift = value.square_().div_(scale).sum(-1)
-            torch.sub(left.deviations[:, None], right.deviations, out=value)
-            torch.mul(left.deviations[:, None], right.deviations, out=scale)
-            spread = _sum_log1p(value.square_().div_(scale).mul_(0.5), foldings)
-            out[i : i + step_a, j : j + step_b] = shift.mul_(0.25).add_(spread, alpha=0.5)
+    for i, j in tiles(rows_a, rows_b, a.means.shape[1], scratch):
+        left = Gaussians(*(value[i, None] for value in a))
+        out[i, j] = summed_terms(left, b.rows(j), scratch)
     return out
 
 
-def _sum_log1p(terms: Tensor, foldings: int) -> Tensor:
-    """``sum ln(1 + t)`` over the last dimension, for t >= 0.
+def tiles(rows_a: int, rows_b: int, width: int, scratch: Scratch) -> Iterator[tuple[slice, slice]]:
+    """Cut an A x B matrix into pieces whose terms, ``width`` a pair, fit into the scratch memory."""
+    step_b = max(1, min(rows_b, scratch.elements // width))
+    step_a = max(1, scratch.elements // (step_b * width))
+    for i in range(0, rows_a, step_a):
+        for j in range(0, rows_b, step_b):
+            yield slice(i, i + step_a), slice(j, j + step_b)
+
+
+def summed_terms(left: Gaussians, right: Gaussians, scratch: Scratch) -> Tensor:
+    """Sum the terms of the distance over the last dimension; never NaN.
+
+    The sides are (A, 1, D) and (B, D), for all pairs, or both (B, D), row by row.
+
+    Every term is at least 0, also in rounded arithmetic, so that the sum over some of the coordinates is a lower
+    bound of the distance.
+    """
+    value, scale = scratch.views((*left.means.shape[:-2], *right.means.shape))
+    torch.sub(left.means, right.means, out=value)
+    torch.add(left.variances, right.variances, out=scale)
+    shift = value.square_().div_(scale).sum(-1).mul_(0.25)
+    spread = _spread(left, right, value, scale, foldings=_FOLDINGS, roots=scratch.roots)
+    total = torch.add(shift, spread)
+    if not bool(total.isfinite().all()):
+        # A product of variances or of terms that share a logarithm overflowed, or the distance itself did.
+        spread = _spread(left, right, value, scale, foldings=0, roots=True)
+        total = torch.add(shift, spread).nan_to_num_(nan=math.inf, posinf=math.inf)
+    return total
+
+
+def _spread(left: Gaussians, right: Gaussians, value: Tensor, scale: Tensor, *, foldings: int, roots: bool) -> Tensor:
+    """Sum ``1/2 ln((v + w) / (2 s t))`` over the last dimension, in the memory of ``value`` and ``scale``."""
+    v, w = left.variances, right.variances
+    if roots:
+        v, w = v.sqrt(), w.sqrt()
+    torch.sub(v, w, out=value)
+    torch.mul(v, w, out=scale)
+    terms = value.square_().div_(scale).mul_(0.5 if roots else 0.25)
+    return _sum_log1p(terms, scale, foldings=foldings).mul_(0.5 if roots else 0.25)
+
+
+def _sum_log1p(terms: Tensor, spare: Tensor, *, foldings: int) -> Tensor:
+    """``sum ln(1 + t)`` over the last dimension, for t >= 0; destroys both arguments.
 
     Halves of the terms are folded into each other by ``(1 + t)(1 + u) = 1 + (t + u + t u)``, which keeps
     small terms to full precision and saves most of the logarithms.
@@ -107,15 +160,10 @@ def _sum_log1p(terms: Tensor, foldings: int) -> Tensor:
         if terms.shape[-1] % 2:
             total += terms[..., -1].log1p()
         first, second = terms[..., :half], terms[..., half : 2 * half]
-        terms = torch.addcmul(first + second, first, second)
-    return total + terms.log1p().sum(-1)
-
-
-def _foldings(a: Gaussians, b: Gaussians) -> int:
-    """Return 3, so that 8 terms share a logarithm, unless their product could overflow."""
-    low = torch.minimum(a.deviations.min(), b.deviations.min())
-    high = torch.maximum(a.deviations.max(), b.deviations.max())
-    return 3 if bool(high / low < _FOLDING_RATIO) else 0
+        folded = spare.view(-1)[: first.numel()].view(first.shape)
+        torch.add(first, second, out=folded).addcmul_(first, second)
+        terms, spare = folded, terms
+    return total + terms.log1p_().sum(-1)
 
 
 def _check(side: str, means: Tensor, variances: Tensor) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from gfpl_flwr.core.bhattacharyya import Gaussians, distance_float64
+from gfpl_flwr.core.fusion_closest_pair import closest_pair
+from gfpl_flwr.core.fusion_first_fit import FirstFit, Scale, check_options, limit_of
+from gfpl_flwr.core.fusion_search import Merge
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 
-Scale = Literal["mean", "sum"]
-Rule = Literal["closest_pair", "first_fit"]
-Merge = Literal["moment", "average"]
+__all__ = ["FirstFit", "Merge", "Rule", "Scale", "fuse"]
 
-# Rows of a block of the distance matrix: the pairs inside a block are computed twice.
-_HALF_MATRIX_ROWS = 32
+Rule = Literal["closest_pair", "first_fit"]
 
 
 def fuse(
@@ -65,98 +62,23 @@ def fuse(
     Source: Lu et al., "GFPL" (arXiv 2602.21873), Algorithm 1, equations 7 and 8; Runnalls (2007) for the
     moment-preserving merge.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be a number >= 0, got {threshold}")
-    for name, value, allowed in (
-        ("scale", scale, get_args(Scale)),
-        ("rule", rule, get_args(Rule)),
-        ("merge", merge, get_args(Merge)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
-    if len(bank) == 0:
-        return bank
-    limit = threshold * bank.dim if scale == "mean" else threshold
-    source = bank.canonical() if rule == "closest_pair" else bank
-    fuse_class = _closest_pair if rule == "closest_pair" else _first_fit
+    check_options(threshold, scale, merge)
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be one of {list(get_args(Rule))}, got {rule!r}")
+    if rule == "first_fit":
+        fusion = FirstFit(threshold=threshold, scale=scale, merge=merge)
+        fusion.add(bank)
+        return fusion.result()
+    limit = limit_of(threshold, scale, bank.dim)
+    source = bank.canonical()
+    if len(bank) == 0 or limit == 0:
+        return source
     parts = []
-    for label in bank.classes:
+    for label in source.classes:
         rows = source.of_class(label)
-        if len(rows) > 1 and limit > 0:
-            counts, means, variances = (value.to(bank.means.dtype) for value in fuse_class(rows, limit, merge))
+        if len(rows) > 1:
+            counts, means, variances = (value.to(bank.means.dtype) for value in closest_pair(rows, limit, merge))
             labels = torch.full_like(counts, label, dtype=torch.int64)
             rows = GaussianPrototypes(labels, counts, means, variances)
         parts.append(rows)
-    fused = GaussianPrototypes.concat(parts)
-    return fused.canonical() if rule == "closest_pair" else fused
-
-
-def _closest_pair(rows: GaussianPrototypes, limit: float, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
-    """Fuse the rows of one class, in canonical order; ties go to the lowest pair of rows."""
-    counts, gaussians = rows.counts.double(), Gaussians.prepare(rows.means, rows.variances)
-    distances = _pairwise(gaussians)
-    # Each row remembers its nearest row, so a merge costs one new row of distances and not a full search.
-    nearest, partner = distances.min(dim=1)
-    alive = torch.ones(len(counts), dtype=torch.bool, device=counts.device)
-    for _ in range(len(counts) - 1):
-        u = int(nearest.argmin())
-        # Without a limit even distances that overflowed to infinity merge.
-        if not (nearest[u] < limit or limit == math.inf):
-            break
-        # Distances are symmetric to the bit: the partner of the first closest row comes after it.
-        v = int(partner[u])
-        _merge_into(counts, gaussians, u, counts[v], gaussians.rows(slice(v, v + 1)), merge)
-        alive[v] = False
-        others = alive.nonzero()[:, 0]
-        row = torch.full_like(nearest, math.inf)
-        row[others] = distance_float64(gaussians.rows(slice(u, u + 1)), gaussians.rows(others))[0]
-        row[u] = math.inf
-        distances[u] = distances[:, u] = row
-        distances[v] = distances[:, v] = math.inf
-        closer = (row < nearest) | ((row == nearest) & (u < partner))
-        stale = alive & ((partner == u) | (partner == v))
-        stale[u] = True
-        nearest, partner = torch.where(closer, row, nearest), partner.masked_fill(closer, u)
-        nearest[v] = math.inf
-        nearest[stale], partner[stale] = distances[stale].min(dim=1)
-    return counts[alive], gaussians.means[alive], gaussians.variances[alive]
-
-
-def _first_fit(rows: GaussianPrototypes, limit: float, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
-    """Fuse the rows of one class in their order, in place: the first ``kept`` are the components so far."""
-    counts, gaussians = rows.counts.double(), Gaussians.prepare(rows.means, rows.variances)
-    kept = 1
-    for row in range(1, len(counts)):
-        new = gaussians.rows(slice(row, row + 1))
-        to_kept = distance_float64(new, gaussians.rows(slice(kept)))[0]
-        near = int(to_kept.argmin())
-        if to_kept[near] < limit or limit == math.inf:
-            _merge_into(counts, gaussians, near, counts[row], new, merge)
-        else:
-            counts[kept] = counts[row]
-            for mine, value in zip(gaussians, new, strict=True):
-                mine[kept] = value[0]
-            kept += 1
-    return counts[:kept], gaussians.means[:kept], gaussians.variances[:kept]
-
-
-def _pairwise(gaussians: Gaussians) -> Tensor:
-    """Distances of all pairs, infinite on the diagonal; each pair is computed once, up to the blocks on it."""
-    rows = len(gaussians.means)
-    out = gaussians.means.new_empty(rows, rows)
-    for i in range(0, rows, _HALF_MATRIX_ROWS):
-        block = slice(i, i + _HALF_MATRIX_ROWS)
-        part = distance_float64(gaussians.rows(block), gaussians.rows(slice(i, None)))
-        out[block, i:], out[i:, block] = part, part.T
-    return out.fill_diagonal_(math.inf)
-
-
-def _merge_into(counts: Tensor, gaussians: Gaussians, u: int, count_v: Tensor, v: Gaussians, merge: Merge) -> None:
-    means, variances, deviations = gaussians
-    count = counts[u] + count_v
-    share_u, share_v = counts[u] / count, count_v / count
-    gap = v.means[0] - means[u]
-    variance = share_u * variances[u] + share_v * v.variances[0]
-    if merge == "moment":
-        variance = variance + share_u * share_v * gap.square()
-    counts[u], means[u], variances[u], deviations[u] = count, means[u] + share_v * gap, variance, variance.sqrt()
+    return GaussianPrototypes.concat(parts).canonical()
