@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from benchmarks import accuracy
+from benchmarks import precision_results as precision
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +18,30 @@ def test_the_results_are_generated_from_the_committed_summaries():
 def test_every_variant_was_measured_with_every_seed():
     measured = {(entry["variant"], entry["seed"]) for entry in accuracy.load()}
     assert measured == {(variant, seed) for variant in accuracy.VARIANTS for seed in accuracy.SEEDS}
+
+
+def test_the_page_on_precision_is_generated_from_the_committed_measurements():
+    assert precision.REPORT.read_text() == precision.document(precision.load()), (
+        "run: python -m benchmarks.precision table"
+    )
+
+
+def test_every_precision_was_measured_with_every_seed_and_with_the_code_it_is_compared_to():
+    runs = precision.load()["runs"]
+    measured = sorted((entry["setting"], entry["seed"], entry["precision"]) for entry in runs)
+    assert measured == sorted(
+        (setting, seed, form)
+        for setting, seeds in precision.SEEDS.items()
+        for seed in seeds
+        for form in precision.PRECISIONS
+    )
+    codes = {(entry["setting"], entry["seed"], entry["code"]) for entry in runs}
+    assert len(codes) == sum(map(len, precision.SEEDS.values()))
+
+
+def test_components_were_measured_in_every_setting():
+    measured = {(entry["setting"], entry["of"]) for entry in precision.load()["components"]}
+    assert measured == {(setting, of) for setting in precision.SETTINGS for of in ("sites", "fused")}
 
 
 def test_the_readme_shows_the_rows_of_the_results():
