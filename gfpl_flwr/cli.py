@@ -2,14 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from threading import Thread
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gfpl_flwr.config import Scalar
+if TYPE_CHECKING:
+    from gfpl_flwr.config import Scalar
+    from gfpl_flwr.flower.progress import Progress
 
 app = typer.Typer(
     help="Generative Federated Prototype Learning on Flower: run, watch and report federations.",
@@ -54,13 +58,11 @@ def demo(
     engine: Annotated[str, typer.Option(help="flower or inprocess.")] = "flower",
 ) -> None:
     """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
-    from gfpl_flwr.flower.launch.runner import check_engine, clear, demo_runs
+    from gfpl_flwr.flower.launch.place import demo_runs
 
     with _one_line_errors():
-        check_engine(engine)
         runs = demo_runs(output_dir.resolve(), (data_dir or Path("data")).expanduser().resolve())
-        clear(runs)
-        _print_report(_execute(runs, engine=engine, federation=""))
+        _print_report(_execute(runs, engine=engine, federation="", afresh=True))
 
 
 @app.command()
@@ -121,11 +123,13 @@ def show_config() -> None:
 
 def main() -> None:
     """Entry point of the ``gfpl`` script."""
+    from gfpl_flwr.flower.marks import born
+
     os.environ.setdefault("GFPL_COMMAND", " ".join(["gfpl", *sys.argv[1:]]))
-    app()
+    app(obj=born())
 
 
-def _options(words: list[str] | None, *, output_dir: Path | None, data_dir: Path | None) -> dict[str, Scalar]:
+def _options(words: list[str] | None, *, output_dir: Path | None, data_dir: Path | None) -> "dict[str, Scalar]":
     """Return the options of ``-c`` with absolute folders: Flower's processes run elsewhere."""
     options = dict(_assignments(words or []))
     for key, given, default in (("output-dir", output_dir, "runs"), ("data-dir", data_dir, "data")):
@@ -133,7 +137,7 @@ def _options(words: list[str] | None, *, output_dir: Path | None, data_dir: Path
     return options
 
 
-def _assignments(words: list[str]) -> Iterator[tuple[str, Scalar]]:
+def _assignments(words: list[str]) -> "Iterator[tuple[str, Scalar]]":
     """Read ``key=value`` words; a value is TOML, and a bare word is a string.
 
     Several may stand in one word, separated by blanks, as in Flower's ``--run-config``.
@@ -173,16 +177,33 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _execute(runs: list[dict[str, Scalar]], *, engine: str, federation: str) -> list[Path]:
+def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, afresh: bool = False) -> list[Path]:
     """Run with a progress bar; an interrupted or failed run still leaves its folder and the path to it."""
-    from gfpl_flwr.flower.launch.runner import execute, plan
+    import click
+
+    from gfpl_flwr.flower.launch.place import choose, opened
     from gfpl_flwr.watch import Watch
 
-    done: list[Path] = []
-    ready = plan(runs, engine=engine, federation=federation)
-    with Watch(len(runs)) as watch:
-        done.extend(execute(ready, watch.progress, watch.log))
-    return done
+    place = choose(engine, federation)
+    with Watch(len(runs)) as watch, opened(place) as link:
+        # torch takes seconds to import, and so does a SuperLink to start: both at once.
+        from gfpl_flwr.flower.launch.runner import clear, execute, plan
+
+        if afresh:
+            clear(runs)
+        ready = plan(runs, engine=engine, federation=federation, begun=click.get_current_context().obj)
+
+        def progress(flat: "Mapping[str, Scalar]", now: "Progress") -> None:
+            watch.progress(flat, now)
+            if now.done and now.visit == now.visits:
+                # The figures' imports take a second, in which Ray ends anyway.
+                Thread(target=import_module, args=("gfpl_flwr.report.site_figures",), daemon=True).start()
+
+        done = []
+        for path in execute(ready, progress, watch.log, link=link):
+            watch.started(path)
+            done.append(path)
+        return done
 
 
 def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: str = "table") -> None:

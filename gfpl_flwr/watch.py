@@ -1,6 +1,8 @@
 """What a person sees while runs are under way: a progress bar on a terminal, plain lines elsewhere."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -8,6 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bar
 
 from gfpl_flwr.config import Scalar
+from gfpl_flwr.flower.launch.phases import first_step
 from gfpl_flwr.flower.progress import Progress
 
 
@@ -67,3 +70,13 @@ class Watch:
         """Show a line of the log that tells of a site that was left out; the rest is Flower's own business."""
         if "left out of this visit" in line:
             self._bar.console.print(line, style="yellow", highlight=False, markup=False)
+
+    def started(self, path: Path) -> None:
+        """Show how long it took until the first training step of a run that has ended, by phase.
+
+        Args:
+            path: folder of the run.
+        """
+        seconds = json.loads((path / "summary.json").read_text()).get("launch_seconds", {})
+        if line := first_step(seconds):
+            self._bar.console.print(f"{path.name}: {line}", style="dim", highlight=False, soft_wrap=True)

@@ -132,6 +132,27 @@ def test_the_command_is_installed_and_exits_with_its_status(tmp_path):
     assert done.stderr == "error: rounds = 0: must be an integer >= 1\n"
 
 
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["report"], ["data"], ["config"]])
+def test_help_imports_nothing_heavy(command):
+    """Each of these takes up to seconds to import."""
+    code = "import sys\nfrom gfpl_flwr.cli import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
+    words = [sys.executable, "-c", code, *command, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    usage, modules = done.stdout.strip().rsplit("\n", 1)
+    assert " ".join(["Usage: -c", *command]) in usage
+    heavy = {"torch", "torchvision", "flwr", "ray", "sklearn", "scipy", "numpy", "matplotlib", "PIL"}
+    assert heavy.isdisjoint(modules.split())
+
+
+def test_a_run_says_how_long_its_start_took(folder):
+    done = gfpl("run", "--engine", "inprocess", "--name", "timed", *settings())
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads((folder / "runs" / "timed" / "summary.json").read_text())
+    checks = summary["launch_seconds"]["checks"]
+    assert 0 < checks < 60
+    assert f"timed: first training step after {checks:.1f} s: imports and checks {checks:.1f}\n" in done.stderr
+
+
 def test_folders_may_be_given_as_options_too(folder, tmp_path):
     done = gfpl("run", "--engine", "inprocess", "--name", "x", *settings(**{"output-dir": tmp_path / "there"}))
     assert done.exit_code == 0, done.stderr

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gfpl_flwr.flower.launch.failure import one_line
+from gfpl_flwr.flower.marks import MARKS
 
 POLL_SECONDS = 0.05
 
@@ -59,6 +60,11 @@ class LocalSuperLink:
     log: Path
     reservation: socket.socket
 
+    @property
+    def marks(self) -> Path:
+        """The file to which the processes of its runs add their marks."""
+        return self.home / "marks.jsonl"
+
     def wait_until_healthy(self, timeout: float) -> None:
         """Wait until it answers.
 
@@ -86,7 +92,10 @@ class LocalSuperLink:
 
     def processes(self) -> list[int]:
         """Return the ids of its processes that live: those with its mark in their environment."""
-        return marked_processes(self.home) if Path("/proc/self/environ").exists() else self._group()
+        found = set(marked_processes(self.home)) if Path("/proc/self/environ").exists() else set()
+        # A process that has only just been started shows no environment yet. Without /proc the SuperLink alone
+        # is ended: its children watch it and follow, and Ray follows them.
+        return sorted(found | ({self.process.pid} if self.process.poll() is None else set()))
 
     def end(self, grace: float = 5.0) -> None:
         """End every process and remove the folder.
@@ -125,10 +134,6 @@ class LocalSuperLink:
             return False
         finally:
             connection.close()
-
-    def _group(self) -> list[int]:
-        # Without /proc the SuperLink alone is ended: its children watch it and follow, and Ray follows them.
-        return [] if self.process.poll() is not None else [self.process.pid]
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -191,6 +196,9 @@ def child_environment(home: Path, scripts: Path, *, threads: int) -> dict[str, s
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        # Flower looks for a new run once a second.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        MARKS: str(home / "marks.jsonl"),
         "RAY_TMPDIR": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from gfpl_flwr.flower.launch.failure import cause_of
 from gfpl_flwr.flower.launch.federations import Federation, Scalar
 from gfpl_flwr.flower.launch.follow import deaf_to_interrupts, follow
 from gfpl_flwr.flower.launch.local_superlink import LocalSuperLink, start_local_superlink
+from gfpl_flwr.flower.launch.phases import phases_of
 
 if TYPE_CHECKING:
     from gfpl_flwr.flower.launch.control import Control
@@ -32,8 +34,8 @@ class Outcome:
         reason: why it failed or was stopped, on one line; empty if it completed.
         run_id: Flower's.
         seconds: wall time by phase: ``superlink`` until it answered, ``submit`` bundle and request, ``start``
-            until the ServerApp's process had begun, ``run`` until its end, Ray's start included, and
-            ``shutdown``.
+            until the ServerApp's process had begun, ``run`` until its end, and ``shutdown``. Where sites are
+            simulated also the parts of ``run``, see :func:`gfpl_flwr.flower.launch.phases.phases_of`.
     """
 
     status: str
@@ -48,18 +50,43 @@ class SuperLink:
 
     Args:
         federation: where the runs happen.
-        control: its Control API.
         work_dir: folder of its logs.
         local: the child, where we started it.
-        seconds: wall time of ``superlink`` and ``shutdown``, as far as they have happened.
+        start_timeout: seconds the child may take to answer.
+        seconds: wall time of ``superlink``, the wait until it answered, and ``shutdown``, as far as they have
+            happened.
     """
 
     federation: Federation
-    control: "Control"
     work_dir: Path
     local: LocalSuperLink | None = None
+    start_timeout: float = 60.0
     seconds: dict[str, float] = field(default_factory=dict)
     _bundles: dict[Path, bytes] = field(default_factory=dict)
+
+    @cached_property
+    def control(self) -> "Control":
+        """Its Control API; the first look at it waits until the SuperLink answers.
+
+        Raises:
+            LaunchError: it does not start or answer, with the cause on one line.
+        """
+        begun = time.monotonic()
+        # Flower's command-line modules take a second to import, which the SuperLink needs to start anyway.
+        from gfpl_flwr.flower.launch import control
+
+        if self.local is None:
+            opened = control.remote_control(self.federation)
+        else:
+            opened = control.local_control(self.local.address)
+            self.local.wait_until_healthy(self.start_timeout)
+        self.seconds["superlink"] = time.monotonic() - begun
+        return opened
+
+    def close(self) -> None:
+        """Close what was opened to it."""
+        if "control" in self.__dict__:
+            self.control.close()
 
     def run(
         self,
@@ -90,17 +117,16 @@ class SuperLink:
         from gfpl_flwr.flower.launch.control import bundle_app
 
         check_overrides(app_dir, overrides)
+        control = self.control
         begun = time.monotonic()
         simulation = self.federation.simulation_of(num_sites)
-        # Flower looks at every file below the app, an environment of a hundred thousand included.
         if app_dir not in self._bundles:
             self._bundles[app_dir] = bundle_app(app_dir)
-        run_id = self.control.submit(
-            self._bundles[app_dir], overrides, simulation=simulation, group=self.federation.group
-        )
-        submitted = time.monotonic()
+        run_id = control.submit(self._bundles[app_dir], overrides, simulation=simulation, group=self.federation.group)
+        seconds = {"submit": time.monotonic() - begun}
+        submitted = time.time()
         state, log = follow(
-            self.control,
+            control,
             run_id,
             log_file=self.work_dir / "flower.log",
             check_alive=self.local.check_alive if self.local else _nothing,
@@ -108,7 +134,10 @@ class SuperLink:
             on_poll=on_poll or _nothing,
         )
         reason = "" if state.result == "completed" else cause_of(log, state.details) or f"run {state.result}"
-        seconds = {"submit": submitted - begun, "start": state.waited or 0.0, "run": state.ran or 0.0}
+        seconds |= {"start": state.waited or 0.0, "run": state.ran or 0.0}
+        if self.local and state.ran:
+            began = submitted + seconds["start"]
+            seconds |= phases_of(self.local.marks, begun=began, ended=began + state.ran)
         return Outcome(state.result, reason, run_id, seconds)
 
 
@@ -116,48 +145,36 @@ class SuperLink:
 def connect(federation: Federation, *, work_dir: Path, start_timeout: float = 60.0) -> Iterator[SuperLink]:
     """Open the SuperLink of a federation for some runs; a local one is started, and ended on the way out.
 
+    A local one is waited for when it is first needed: it takes seconds of imports to answer, and so does its user.
+
     Args:
         federation: of :func:`gfpl_flwr.flower.launch.federations.read_federations`.
         work_dir: folder for ``superlink.log`` and ``flower.log``; made if it is not there.
         start_timeout: seconds a local SuperLink may take to answer.
 
     Yields:
-        The SuperLink.
+        The SuperLink; a local one perhaps not ready to answer.
 
     Raises:
-        LaunchError: it does not start or answer, with the cause on one line.
+        LaunchError: it cannot be started, or its certificate cannot be read, with the cause on one line.
     """
     work_dir = work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    if not federation.is_local:
-        from gfpl_flwr.flower.launch.control import remote_control
-
-        control = remote_control(federation)
-        try:
-            yield SuperLink(federation, control, work_dir, seconds={"superlink": time.monotonic() - begun})
-        finally:
-            control.close()
-        return
-
-    local = start_local_superlink(work_dir / "superlink.log", threads=federation.threads_per_site)
-    link = None
+    local = None
+    if federation.is_local:
+        local = start_local_superlink(work_dir / "superlink.log", threads=federation.threads_per_site)
+    link = SuperLink(federation, work_dir, local, start_timeout)
     try:
-        # Flower's command-line modules take seconds to import, which the SuperLink needs to start anyway.
-        from gfpl_flwr.flower.launch.control import local_control
-
-        control = local_control(local.address)
-        local.wait_until_healthy(start_timeout)
-        link = SuperLink(federation, control, work_dir, local, {"superlink": time.monotonic() - begun})
+        if local is None:
+            _ = link.control
         yield link
     finally:
         ending = time.monotonic()
         with deaf_to_interrupts():
-            if link:
-                link.control.close()
-            local.end()
-        if link:
-            link.seconds["shutdown"] = time.monotonic() - ending
+            link.close()
+            if local:
+                local.end()
+        link.seconds["shutdown"] = time.monotonic() - ending
 
 
 def run_app(

@@ -39,8 +39,11 @@ k = 2
 CLIENT = """
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from gfpl_flwr.flower.marks import around_visit, mark
 
 app = ClientApp()
+app.lifespan()(around_visit)
+mark("apps")
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
@@ -52,8 +55,10 @@ SERVER = """
 import time
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from gfpl_flwr.flower.marks import around_run
 
 app = ServerApp()
+app.lifespan()(around_run)
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
@@ -206,11 +211,15 @@ def test_runs_share_a_superlink_and_leave_nothing(app_dir: Path, tmp_path: Path)
         assert {"mode answer k 7", "sites [0, 1]"} <= set(lines)
         assert max(later - earlier for earlier, later in pairwise(polls)) < 2.0
         assert good.seconds["start"] > 0
-        assert good.seconds["run"] > 0
+        parts = [good.seconds[phase] for phase in ("apps", "ray", "workers", "visits", "ray_end")]
+        assert min(parts) > 0
+        # Flower's moment of the request is not ours to the last tick.
+        assert sum(parts) == pytest.approx(good.seconds["run"], abs=0.1)
 
         bad = link.run(app_dir, {"mode": "raise"}, num_sites=2)
         assert bad.status == "failed"
         assert bad.reason == "ValueError: threshold must be >= 0, got -1 in red"
+        assert "workers" not in bad.seconds
 
         with pytest.raises(LaunchError, match=r"\[code: 15\] Invalid run configuration") as refused:
             link.control.submit(bundle_app(app_dir), {"nonsense": 1}, simulation=TWO_SITES.simulation_of(2))
