@@ -184,6 +184,8 @@ class RunConfig:
     torch_threads: int = option(
         1, "Threads of torch in a site's process; 1 is fastest for small networks.", at_least=1
     )
+    cohort: int = option(10, "In-process engine: sites that a process trains as one network, at most.", at_least=1)
+    workers: int = option(0, "In-process engine: worker processes; 0: one a core.", at_least=0)
     state_dir: str = option(
         "", "Where a site keeps its model; empty: site-models/ in output-dir; a node's own comes first."
     )

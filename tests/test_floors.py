@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
     "config": 0, "dataset_settings": 0, "seeding": 0,
-    "site_names": 0, "core": 0, "models": 1, "data": 1, "algorithms": 2, "flower": 3,
-    "report": 3, "watch": 4, "cli": 4,
+    "site_names": 0, "core": 0, "models": 1, "data": 1, "training": 2, "algorithms": 3, "flower": 4,
+    "report": 4, "watch": 5, "cli": 5,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -39,7 +39,7 @@ def own_part(path: Path) -> str:
 def test_no_import_points_up(path):
     part = own_part(path)
     if part == "__init__":
-        assert imports(path) == set()
+        assert imports(path) <= {"os"}
         return
     for module in imports(path):
         if module.startswith("gfpl_flwr."):
@@ -65,9 +65,11 @@ def test_core_is_mathematics_only():
         "typing",
         "functools",
         "itertools",
+        "types",
     }
     for path in (PACKAGE / "core").glob("*.py"):
-        assert {module.split(".")[0] for module in imports(path)} <= allowed, path
+        compiled = {"numpy", "numba"} if "kernel" in path.stem else set()
+        assert {module.split(".")[0] for module in imports(path)} <= allowed | compiled, path
 
 
 def modules_after(statement: str) -> set[str]:

@@ -7,8 +7,9 @@ and sends the mixtures' parameters. The server fuses components of all sites tha
 distance (equations 7 and 8, Algorithm 1) and hands the fused mixtures back. The site samples class-balanced
 pseudo-features from them (PFG) and retrains projection and classifier with the extractor frozen (equation 14).
 
-Up and down travel four arrays, labels, counts, means and variances, and nothing else; never a weight, gradient,
-feature or sample, and nothing at all before round T0.
+Up and down travel four arrays, labels, counts, means and variances, or their compressed form
+(:mod:`gfpl_flwr.core.compression`), and nothing else; never a weight, gradient, feature or sample, and nothing at
+all before round T0. The server computes with, and keeps, float32.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from gfpl_flwr import seeding
-from gfpl_flwr.algorithms.base import Algorithm, Counts, Reply, Site, Tensors, Visit, evaluate, features_of
-from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, sgd, train_and_evaluate
+from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit
 from gfpl_flwr.config import ConfigError, RunConfig, option
+from gfpl_flwr.core.compression import PRECISIONS, compress, decompress
 from gfpl_flwr.core.etf import simplex_etf
 from gfpl_flwr.core.fusion import fuse
 from gfpl_flwr.core.gmm import fit_class_mixtures, relative_floor
@@ -32,6 +33,17 @@ from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.core.pseudo import sample
 from gfpl_flwr.dataset_settings import settings_for
 from gfpl_flwr.models import DualClassifier, SplitModel, seeded_init
+from gfpl_flwr.training import (
+    Counts,
+    Descent,
+    Samples,
+    Site,
+    Steps,
+    classifier_loss,
+    evaluate,
+    features_of,
+    local_rounds,
+)
 
 LARGEST = {"counts": 1e9, "means": 1e6, "variances": 1e9}
 """Largest magnitudes a server accepts; features of trained networks stay far below."""
@@ -70,6 +82,9 @@ class GFPL(Algorithm):
     em_tol: float = option(1e-3, "EM stops when the log-likelihood per sample rises by less, in nats.", above=0)
     share_counts: bool = option(
         True, "Send sample counts as weights of the fusion; to hide them set share-label-counts = false too."
+    )
+    precision: str = option(
+        "float32", "Number format in which prototypes travel, up and down.", choices=tuple(PRECISIONS)
     )
     # fusion
     threshold: float = option(
@@ -141,33 +156,31 @@ class GFPL(Algorithm):
             for index, (start, stop) in enumerate(zip(starts, stops, strict=True), start=1)
         ]
 
-    def loss(self, model: SplitModel, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Return the hybrid loss of equation 13, or cross-entropy without DCS."""
+    def loss(self, model: SplitModel, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the hybrid loss of each batch, equations 13 and 14, or cross-entropy without DCS."""
         if not isinstance(model, DualClassifier):
-            return cross_entropy(model, pixels, labels)
-        logits, projected = model.dual(model.extractor(pixels))
+            return classifier_loss(model, features, labels)
+        logits, projected = model.dual(features)
         return hybrid_loss(logits, projected, labels, model.etf, dr_weight=self.dr_weight)
 
-    def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
+    def steps(self, site: Site, down: Tensors, visit: Visit) -> Steps[Reply]:
         """Retrain on the prototypes handed down, do the local rounds, fit and send the own prototypes."""
-        watch = Stopwatch()
         accuracy: list[Counts] = []
         diagnostics: dict[str, float] = {}
         if visit.download and down:
             round = visit.first_round - 1
-            with watch("retrain"):
-                diagnostics |= self.retrain(site, GaussianPrototypes.from_tensors(down), round=round)
-            with watch("evaluate"):
+            diagnostics |= yield from self.retrain(site, decompress(down, self.precision), round=round)
+            with site.watch("evaluate"):
                 accuracy.append(evaluate(site.model, site.test, round=round, phase="retrain"))
-        counts, loss = train_and_evaluate(site, visit, self.loss, watch)
+        counts, loss = yield from local_rounds(site, visit.rounds, self.loss)
         if visit.rounds:
             diagnostics["train_loss"] = loss
         tensors: dict[str, Tensor] = {}
         if visit.upload:
-            with watch("prototypes"):
+            with site.watch("prototypes"):
                 bank, found = self.prototypes(site, round=visit.last_round)
-            tensors, diagnostics = bank.to_tensors(), diagnostics | found
-        return Reply(tensors, len(site.train), [*accuracy, *counts], diagnostics, watch.seconds)
+            tensors, diagnostics = compress(bank, self.precision), diagnostics | found
+        return Reply(tensors, len(site.train), [*accuracy, *counts], diagnostics, site.watch.seconds)
 
     def prototypes(self, site: Site, *, round: int) -> tuple[GaussianPrototypes, dict[str, float]]:
         """Fit a mixture to the features of each class of a site (equations 4 to 6).
@@ -201,7 +214,7 @@ class GFPL(Algorithm):
             bank = dataclasses.replace(bank, counts=bank.weights)
         return bank, found
 
-    def retrain(self, site: Site, bank: GaussianPrototypes, *, round: int) -> dict[str, float]:
+    def retrain(self, site: Site, bank: GaussianPrototypes, *, round: int) -> Steps[dict[str, float]]:
         """Retrain a site's heads on class-balanced pseudo-features (equation 14).
 
         The extractor is not run, so its weights and BatchNorm statistics stay as they are; dropout is off. The
@@ -226,42 +239,24 @@ class GFPL(Algorithm):
         negative = float((features < 0).double().mean()) if len(labels) else 0.0
         if self.clamp_pseudo:
             features = features.clamp(min=0)
+        found = {"negative_fraction": negative}
+        if not len(labels):
+            return found
         device = next(site.model.parameters()).device
-        features, labels = features.to(device), labels.to(device)
-        model = site.model.eval()
-
-        def loss_of(rows: Tensor) -> Tensor:
-            if not isinstance(model, DualClassifier):
-                return nn.functional.cross_entropy(model.logits(features[rows]), labels[rows])
-            logits, projected = model.dual(features[rows])
-            return hybrid_loss(logits, projected, labels[rows], model.etf, dr_weight=self.dr_weight)
-
-        heads = model.head_parameters()
-        before = [parameter.detach().clone() for parameter in heads]
+        samples = Samples(features.to(device), labels.to(device))
         try:
-            loss = sgd(
-                heads,
-                loss_of,
-                num_samples=len(labels),
-                epochs=self.retrain_epochs,
-                batch_size=site.batch_size,
-                config=site.config,
-                shuffle=site.generator(round, "retrain"),
-            )
+            loss = yield Descent(site, "retrain", samples, self.loss, round, self.retrain_epochs)
         except FloatingPointError:
-            # Prototypes that another site made up must not cost this one its heads.
-            with torch.no_grad():
-                for parameter, old in zip(heads, before, strict=True):
-                    parameter.copy_(old)
-            return {"retrain_diverged": 1.0, "negative_fraction": negative}
-        return {"negative_fraction": negative} | ({"retrain_loss": loss} if len(labels) else {})
+            # Prototypes that another site made up must not cost this one its heads, which are as they were.
+            return found | {"retrain_diverged": 1.0}
+        return found | {"retrain_loss": loss}
 
     def check_reply(self, reply: Reply, *, feature_dim: int, num_classes: int | None) -> None:
         """Refuse anything but a bank that a site of this run could have fitted.
 
         Whatever passes can be fused in float32: one site's numbers cannot make the others' overflow.
         """
-        bank = GaussianPrototypes.from_tensors(reply.tensors)
+        bank = decompress(reply.tensors, self.precision)
         for name in ("counts", "means", "variances"):
             values: Tensor = getattr(bank, name)
             if values.dtype != torch.float32:
@@ -284,7 +279,7 @@ class GFPL(Algorithm):
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Fuse the components of all sites (Algorithm 1); without any component the old state stays."""
-        banks = [GaussianPrototypes.from_tensors(reply.tensors) for reply in replies]
+        banks = [decompress(reply.tensors, self.precision) for reply in replies]
         if not any(len(bank) for bank in banks):
             return dict(state)
         fused = fuse(
@@ -295,6 +290,10 @@ class GFPL(Algorithm):
             merge="average" if self.merge == "average" else "moment",
         )
         return dict(fused.to_tensors())
+
+    def downlink(self, state: Tensors) -> dict[str, Tensor]:
+        """Return the fused prototypes as they travel; nothing where there are none yet."""
+        return compress(GaussianPrototypes.from_tensors(state), self.precision) if state else {}
 
     def describe(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Any] | None:
         """Return how many components came and how many are left, in all and by class."""

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from gfpl_flwr.algorithms.base import Algorithm, Reply, Site, Tensors, Visit
-from gfpl_flwr.algorithms.training import Stopwatch, cross_entropy, train_and_evaluate
+from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.models import SplitModel, seeded_init
+from gfpl_flwr.training import Site, Steps, classifier_loss, local_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,7 @@ class Local(Algorithm):
         """Return the single visit that covers every round."""
         return [Visit(1, 1, config.rounds)]
 
-    def visit(self, site: Site, down: Tensors, visit: Visit) -> Reply:
+    def steps(self, site: Site, down: Tensors, visit: Visit) -> Steps[Reply]:
         """Train on the site's own images with cross-entropy."""
-        watch = Stopwatch()
-        accuracy, loss = train_and_evaluate(site, visit, cross_entropy, watch)
-        return Reply({}, len(site.train), accuracy, {"train_loss": loss}, watch.seconds)
+        accuracy, loss = yield from local_rounds(site, visit.rounds, classifier_loss)
+        return Reply({}, len(site.train), accuracy, {"train_loss": loss}, site.watch.seconds)

@@ -10,6 +10,20 @@ from torch import Tensor
 _MIN_NORM = 1e-12
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each batch.
+
+    Args:
+        logits: shape (..., B, C).
+        labels: class of each row, shape (..., B), int64.
+
+    Returns:
+        The loss in nats, shape (...): a scalar for one batch.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).mean(-1)
+
+
 def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
     """Return the squared distance of each projection's cosine from 1.
 
@@ -20,27 +34,27 @@ def dot_regression(projected: Tensor, targets: Tensor) -> Tensor:
     zero, where equation 11 would give one of the order of 1e12.
 
     Args:
-        projected: output of the projection layer, shape (B, P), not normalised.
-        targets: unit class direction of each row, shape (B, P): ``etf.T[labels]``.
+        projected: output of the projection layer, shape (..., B, P), not normalised.
+        targets: unit class direction of each row, shape (..., B, P): ``etf.T[labels]``.
 
     Returns:
-        The loss, a scalar.
+        The loss of each batch, shape (...): a scalar for one batch.
 
     Raises:
-        ValueError: shapes that differ or are not (B, P) with B >= 1.
+        ValueError: shapes that differ or are not (..., B, P) with B >= 1.
 
     Source: Lu et al., "GFPL", equations 11 and 12; Yang et al., "Inducing neural collapse in imbalanced
     learning" (NeurIPS 2022).
     """
-    if projected.ndim != 2 or projected.shape != targets.shape or projected.shape[0] < 1:
+    if projected.ndim < 2 or projected.shape != targets.shape or projected.shape[-2] < 1:
         raise ValueError(
-            "projected and targets must share one shape (B, P) with B >= 1, "
+            "projected and targets must share one shape (..., B, P) with B >= 1, "
             f"got {tuple(projected.shape)} and {tuple(targets.shape)}"
         )
-    length = torch.linalg.vector_norm(projected.detach(), dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(projected.detach(), dim=-1, keepdim=True)
     directed = torch.where(length < _MIN_NORM, projected.detach(), projected)
-    direction = F.normalize(directed, dim=1, eps=_MIN_NORM)
-    return 0.5 * ((direction * targets).sum(dim=1) - 1.0).square().mean()
+    direction = F.normalize(directed, dim=-1, eps=_MIN_NORM)
+    return 0.5 * ((direction * targets).sum(dim=-1) - 1.0).square().mean(-1)
 
 
 def hybrid_loss(logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float) -> Tensor:
@@ -50,28 +64,30 @@ def hybrid_loss(logits: Tensor, projected: Tensor, labels: Tensor, etf: Tensor, 
     ``L = L_CE(h(z), y) + dr_weight * L_DR(mu, y)``.
 
     Args:
-        logits: output of the trainable classifier, shape (B, C).
-        projected: output of the projection layer, shape (B, P), not normalised.
-        labels: class of each row, shape (B,), int64.
+        logits: output of the trainable classifier, shape (..., B, C).
+        projected: output of the projection layer, shape (..., B, P), not normalised.
+        labels: class of each row, shape (..., B), int64.
         etf: unit columns of the fixed classifier, shape (P, C).
         dr_weight: weight of the dot regression, lambda, at least 0.
 
     Returns:
-        The loss in nats, a scalar.
+        The loss of each batch in nats, shape (...): a scalar for one batch.
 
     Raises:
         ValueError: shapes that do not fit, or a negative weight.
 
     Source: Lu et al., "GFPL", equations 13 and 14.
     """
-    batch, classes = projected.shape[0], etf.shape[-1]
-    if etf.ndim != 2 or projected.shape != (batch, etf.shape[0]):
-        raise ValueError(f"projected (B, P) must fit etf (P, C), got {tuple(projected.shape)} and {tuple(etf.shape)}")
-    if logits.shape != (batch, classes) or labels.shape != (batch,):
+    batch, classes = projected.shape[:-1], etf.shape[-1]
+    if etf.ndim != 2 or projected.ndim < 2 or projected.shape[-1] != etf.shape[0]:
         raise ValueError(
-            f"logits and labels must have shapes {(batch, classes)} and {(batch,)} "
+            f"projected (..., B, P) must fit etf (P, C), got {tuple(projected.shape)} and {tuple(etf.shape)}"
+        )
+    if logits.shape != (*batch, classes) or labels.shape != batch:
+        raise ValueError(
+            f"logits and labels must have shapes {(*batch, classes)} and {tuple(batch)} "
             f"to match projected and etf, got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     if not dr_weight >= 0:
         raise ValueError(f"dr_weight must be at least 0, got {dr_weight}")
-    return F.cross_entropy(logits, labels) + dr_weight * dot_regression(projected, etf.T[labels])
+    return cross_entropy(logits, labels) + dr_weight * dot_regression(projected, etf.T[labels])

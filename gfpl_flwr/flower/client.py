@@ -1,30 +1,33 @@
 """The ClientApp: one handler that carries every algorithm's half of a site."""
 
+import copy
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from gfpl_flwr import seeding
 from gfpl_flwr.algorithms import parse_run
-from gfpl_flwr.algorithms.base import Algorithm, Images, Site
+from gfpl_flwr.algorithms.base import Algorithm, Reply
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
 from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
 from gfpl_flwr.dataset_settings import architecture_of, settings_for
 from gfpl_flwr.flower.state import SavedSite, SiteStore
-from gfpl_flwr.flower.wire import SiteReply, decode_order, encode_reply
+from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
 from gfpl_flwr.site_names import SiteName
+from gfpl_flwr.training import Images, Site, together
 
 logger = logging.getLogger("flwr.gfpl")
 
@@ -39,15 +42,61 @@ def build_client_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Do one visit; a failure becomes an error reply with its reason on one line."""
-        try:
-            return _visit(message, context)
-        except Exception as error:
-            # The boundary to Flower: whatever went wrong here, the server must hear it and go on without this site.
-            logger.exception("the visit failed")
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Message(Error(SITE_FAILED, reason), reply_to=message)
+        (outcome,) = answer([Ask(message.content, context.run_config, context.node_config)])
+        return reply_to(message, outcome)
 
     return app
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A visit that a node is asked for.
+
+    Attributes:
+        content: of the server's message.
+        run_config, node_config: Flower's flat mappings.
+    """
+
+    content: RecordDict
+    run_config: Mapping[str, Any]
+    node_config: Mapping[str, Any]
+
+
+def answer(asks: Sequence[Ask]) -> list[RecordDict | str]:
+    """Do visits of sites side by side, equal kinds of work of all of them at once.
+
+    Returns:
+        For each the content of its reply, or why there is none, on one line.
+    """
+    outcomes: list[RecordDict | str | None] = [None] * len(asks)
+    begun: dict[int, _Begun] = {}
+    for index, ask in enumerate(asks):
+        with _told(outcomes, index):
+            begun[index] = _begin(ask)
+    halves = [visit.algorithm.steps(visit.site, visit.order.tensors, visit.order.visit) for visit in begun.values()]
+    for (index, visit), reply in zip(begun.items(), together(halves), strict=True):
+        with _told(outcomes, index):
+            if isinstance(reply, Exception):
+                raise reply
+            outcomes[index] = _finish(visit, reply)
+    return [outcome if outcome is not None else "no outcome" for outcome in outcomes]
+
+
+def reply_to(message: Message, outcome: RecordDict | str) -> Message:
+    """Make the reply to a message from the outcome of its visit."""
+    if isinstance(outcome, str):
+        return Message(Error(SITE_FAILED, outcome), reply_to=message)
+    return Message(outcome, reply_to=message)
+
+
+@contextmanager
+def _told(outcomes: list[RecordDict | str | None], index: int) -> Iterator[None]:
+    """Turn whatever goes wrong into the reason that the server hears: it must go on without this site."""
+    try:
+        yield
+    except Exception as error:
+        logger.error("the visit failed", exc_info=error)
+        outcomes[index] = f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass(frozen=True)
@@ -67,13 +116,12 @@ class Node:
     state_dir: Path
 
     @classmethod
-    def of(cls, context: Context, config: RunConfig) -> "Node":
+    def of(cls, own: Mapping[str, Any], config: RunConfig) -> "Node":
         """Read Flower's ``node_config``.
 
         Raises:
             ConfigError: the node has no identity, or its partition does not exist.
         """
-        own = context.node_config
         index = own.get("partition-id")
         site = own.get("site", index)
         if not isinstance(site, (int, str)) or isinstance(site, bool):
@@ -94,27 +142,56 @@ class Node:
         )
 
 
-def _visit(message: Message, context: Context) -> Message:
-    config, algorithm = parse_run(context.run_config)
-    node = Node.of(context, config)
-    order = decode_order(message.content)
-    torch.set_num_threads(config.torch_threads)
-    dataset = open_dataset(config, node.data_dir)
+@dataclass(frozen=True)
+class _Begun:
+    """A visit with everything that it needs."""
+
+    order: Order
+    algorithm: Algorithm
+    site: Site
+    store: SiteStore
+    started_from: int
+
+
+@lru_cache(maxsize=4)
+def _parsed(items: tuple[tuple[str, Any], ...]) -> tuple[RunConfig, Algorithm]:
+    return parse_run(dict(items))
+
+
+@lru_cache(maxsize=4)
+def _common(
+    items: tuple[tuple[str, Any], ...], data_dir: Path
+) -> tuple[RunConfig, Algorithm, ImageDataset, SplitModel]:
+    """Return what all sites of a run share; only sites that share the algorithm can work as one."""
+    config, algorithm = _parsed(items)
+    dataset = open_dataset(config, data_dir)
     algorithm = algorithm.resolve(config, dataset.num_classes)
+    return config, algorithm, dataset, initial_model(config, algorithm, dataset)
+
+
+def _begin(ask: Ask) -> _Begun:
+    items = tuple(sorted(ask.run_config.items()))
+    node = Node.of(ask.node_config, _parsed(items)[0])
+    order = decode_order(ask.content)
+    config, algorithm, dataset, initial = _common(items, node.data_dir)
+    torch.set_num_threads(config.torch_threads)
     device = pick_device(config.device)
-    model = initial_model(config, algorithm, dataset).to(device)
+    model = copy.deepcopy(initial).to(device)
     store = SiteStore(node.state_dir / order.run / f"site-{node.site}")
     saved = store.load(before=order.visit.index)
     if saved is not None:
         model.load_state_dict(dict(saved.model))
     site = build_site(config, dataset, model, node.site, node.partition_id, node.num_partitions, device)
-    reply = algorithm.visit(site, order.tensors, order.visit)
-    store.save(SavedSite(order.visit.index, own_state(model)))
-    labels = Counter(site.train.labels.tolist()) if config.share_label_counts else {}
-    answer = SiteReply(
-        node.site, order.run, order.visit.index, reply, dict(sorted(labels.items())), saved.visit if saved else 0
+    return _Begun(order, algorithm, site, store, saved.visit if saved else 0)
+
+
+def _finish(visit: _Begun, reply: Reply) -> RecordDict:
+    site, order = visit.site, visit.order
+    visit.store.save(SavedSite(order.visit.index, own_state(site.model)))
+    labels = Counter(site.train.labels.tolist()) if site.config.share_label_counts else {}
+    return encode_reply(
+        SiteReply(site.key, order.run, order.visit.index, reply, dict(sorted(labels.items())), visit.started_from)
     )
-    return Message(encode_reply(answer), reply_to=message)
 
 
 def pick_device(wanted: str) -> torch.device:

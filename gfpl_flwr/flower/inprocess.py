@@ -1,22 +1,30 @@
-"""A Grid that calls the ClientApp in this process: the same two apps as on devices, without Ray and without waiting.
+"""A Grid whose nodes live in this process and a few more: the sites of devices, without Ray and without waiting.
 
-Tests and sweeps use it. A message is handled when its reply is pulled, so replies come one by one, in the order
-of the nodes.
+Tests and sweeps use it. Sites whose messages wait are handled in cohorts, one cohort as one stacked network, and
+cohorts go to worker processes. Which site is in which cohort follows from the messages alone, never from the number
+of workers.
 """
 
+import multiprocessing
+import os
+import signal
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from gfpl_flwr.flower.client import build_client_app
+from gfpl_flwr.algorithms import parse_run
+from gfpl_flwr.flower.client import Ask, answer, pick_device, reply_to
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run
@@ -24,31 +32,45 @@ from gfpl_flwr.flower.server import run
 RUN_ID = 1
 DEFAULT_SITES = 20
 """Sites where the configuration names no number, as in pyproject-federation.toml and in the paper."""
-CLIENT_RAISED = 2
-"""Flower's code of a reply to a message on which the ClientApp raised."""
 
 
 class InProcessGrid(Grid):
-    """Nodes that live in this process.
+    """Nodes that live in this process, or in worker processes of it.
 
     Args:
-        client_app: handles every message.
         node_configs: one mapping a node, as a SuperNode's ``--node-config``.
         run_config: the run's flat configuration.
+        cohort: most sites handled at once.
+        workers: worker processes; with 1 everything is done in this process.
     """
 
     def __init__(
-        self, client_app: ClientApp, node_configs: Iterable[Mapping[str, Any]], run_config: Mapping[str, Any]
+        self,
+        node_configs: Iterable[Mapping[str, Any]],
+        run_config: Mapping[str, Any],
+        *,
+        cohort: int = 1,
+        workers: int = 1,
     ) -> None:
         # Flower's Message looks these up when it is made; its engines set them for the process of an app.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
-        self._client_app = client_app
-        self._contexts = {
-            node: Context(RUN_ID, node, dict(config), RecordDict(), dict(run_config), RUN_ID)
-            for node, config in enumerate(node_configs, start=2)  # 1 is the server itself
-        }
+        self._node_configs = {node: dict(config) for node, config in enumerate(node_configs, start=2)}  # 1: server
+        self._run_config = dict(run_config)
+        self._cohort = cohort
+        self._workers = _Workers(workers) if workers > 1 else None
         self._pending: dict[str, Message] = {}
+        self._underway: dict[Future[list[RecordDict | str]], list[Message]] = {}
         self._run = Run.create_empty(RUN_ID)
+
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the worker processes, whatever they are doing."""
+        if self._workers is not None:
+            self._workers.end()
 
     def set_run(self, run: Run) -> None:
         """Take over the run's description."""
@@ -72,51 +94,109 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes."""
-        return list(self._contexts)
+        return list(self._node_configs)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return a description of all nodes."""
-        return [NodeInfo(node_id=node) for node in self._contexts]
+        return [NodeInfo(node_id=node) for node in self._node_configs]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept messages; each is handled when its reply is pulled."""
+        """Accept messages; without workers each is handled when its reply is pulled."""
         ids = []
         for message in messages:
             message_id = str(uuid.uuid4())
             message.metadata.__dict__["_message_id"] = message_id
             self._pending[message_id] = message
             ids.append(message_id)
+        if self._workers is not None:
+            for cohort in self._cohorts(list(self._pending)):
+                self._underway[self._workers.submit(self._asks(cohort))] = cohort
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Handle the oldest of these messages and return its reply."""
-        wanted = set(message_ids)
-        for message_id, message in list(self._pending.items()):
-            if message_id in wanted:
-                del self._pending[message_id]
-                return [self._handle(message)]
-        return []
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Handle all messages and return their replies; what is not begun before the timeout is not answered."""
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        for message_id in self.push_messages(messages):
-            if end is None or time.monotonic() < end:
-                replies.extend(self.pull_messages([message_id]))
+        """Return the replies of a cohort that is done, or handle the oldest of these messages and reply."""
+        if self._workers is None:
+            for cohort in self._cohorts(
+                [message_id for message_id in self._pending if message_id in set(message_ids)]
+            ):
+                return [reply_to(*pair) for pair in zip(cohort, answer(self._asks(cohort)), strict=True)]
+            return []
+        done, _ = wait(self._underway, timeout=0.1, return_when=FIRST_COMPLETED)
+        replies = []
+        for future in done:
+            cohort = self._underway.pop(future)
+            replies += [reply_to(*pair) for pair in zip(cohort, _outcomes(future, len(cohort)), strict=True)]
         return replies
 
-    def _handle(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
-        try:
-            reply: Message = self._client_app(message, context)
-        except Exception as error:
-            return Message(Error(CLIENT_RAISED, f"{type(error)}:<{error}>"), reply_to=message)
-        return reply
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Handle all messages and return the replies that came before the timeout."""
+        end = None if timeout is None else time.monotonic() + timeout
+        waiting = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            came = list(self.pull_messages(waiting))
+            waiting -= {message.metadata.reply_to_message_id for message in came}
+            replies += came
+        return replies
+
+    def _cohorts(self, message_ids: Sequence[str]) -> Iterable[list[Message]]:
+        """Yield messages in cohorts of about equal number; they are pending no more."""
+        count = -(-len(message_ids) // self._cohort)
+        for index in range(count):
+            yield [self._pending.pop(message_id) for message_id in message_ids[index::count]]
+
+    def _asks(self, messages: Sequence[Message]) -> list[Ask]:
+        return [
+            Ask(message.content, self._run_config, self._node_configs[message.metadata.dst_node_id])
+            for message in messages
+        ]
+
+
+class _Workers:
+    """Processes that handle cohorts; one that dies costs the cohorts underway and is replaced."""
+
+    def __init__(self, count: int) -> None:
+        # Forked ones start at once with everything imported; torch on one thread has nothing that a fork could break.
+        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+        self._others = set(multiprocessing.active_children())
+
+    def submit(self, asks: list[Ask]) -> "Future[list[RecordDict | str]]":
+        for _ in range(2):
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_ignore_interrupts)
+            try:
+                return self._pool.submit(answer, asks)
+            except BrokenProcessPool:
+                self.end()
+        raise BrokenProcessPool("worker processes die as soon as they start")
+
+    def end(self) -> None:
+        if self._pool is not None:
+            mine = [child for child in multiprocessing.active_children() if child not in self._others]
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for child in mine:
+                child.terminate()
+            for child in mine:
+                child.join()
+            self._pool = None
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _outcomes(future: "Future[list[RecordDict | str]]", count: int) -> list[RecordDict | str]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return ["a worker process of the in-process engine died: out of memory?"] * count
 
 
 def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress], None] | None = None) -> RunFolder:
-    """Run a whole federation in this process.
+    """Run a whole federation in this process and its workers.
 
     Args:
         flat: the run's flat configuration; ``num-sites = 0`` means :data:`DEFAULT_SITES`.
@@ -128,5 +208,10 @@ def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress],
     sites = int(flat.get("num-sites", 0)) or DEFAULT_SITES
     nodes = [{"partition-id": site, "num-partitions": sites} for site in range(sites)]
     flat = {**flat, "num-sites": sites}
-    grid = InProcessGrid(build_client_app(), nodes, flat)
-    return run(grid, flat, engine="inprocess", on_progress=on_progress)
+    config, _ = parse_run(flat)
+    workers = config.workers or (os.cpu_count() or 1)
+    if pick_device(config.device).type != "cpu":
+        workers = 1  # the accelerator is the worker
+    workers = min(workers, -(-sites // config.cohort))
+    with InProcessGrid(nodes, flat, cohort=config.cohort, workers=workers) as grid:
+        return run(grid, flat, engine="inprocess", on_progress=on_progress)

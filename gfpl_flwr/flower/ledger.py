@@ -4,10 +4,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gfpl_flwr.algorithms.base import Counts, Reply, Visit
+from gfpl_flwr.algorithms.base import Reply, Visit
 from gfpl_flwr.data.evaluation import mean_and_std
-from gfpl_flwr.flower.wire import SiteReply, Size
+from gfpl_flwr.flower.tensors import Size
+from gfpl_flwr.flower.wire import SiteReply
 from gfpl_flwr.site_names import SiteName, site_order
+from gfpl_flwr.training import Counts
 
 LONGEST_REASON = 300
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -16,16 +16,8 @@ from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.ledger import Ledger
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
-from gfpl_flwr.flower.wire import (
-    Order,
-    SiteReply,
-    Size,
-    decode_reply,
-    decode_tensors,
-    encode_order,
-    encode_tensors,
-    size_of,
-)
+from gfpl_flwr.flower.tensors import Size, decode_tensors, encode_tensors, size_of
+from gfpl_flwr.flower.wire import Order, SiteReply, decode_reply, encode_order
 from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
@@ -97,7 +89,8 @@ class VisitStrategy(Strategy):
         """Address visit ``server_round`` to every connected node, with the server's state where the visit says so."""
         visit = self.visits[server_round - 1]
         self._current = visit.index
-        order = Order(self.folder.key, visit, decode_tensors(arrays) if visit.download else {})
+        down = self.algorithm.downlink(decode_tensors(arrays)) if visit.download else {}
+        order = Order(self.folder.key, visit, down)
         content = encode_order(order)
         ttl = self.config.visit_deadline
         return [
@@ -303,7 +296,8 @@ class GFPLStrategy(VisitStrategy):
     1. Every site builds the same initial model from the seed in the run's configuration. It trains rounds 1 to T0
        by itself. Nothing but the order to do so has travelled.
     2. It fits a Gaussian mixture to the features of each of its classes and replies with four arrays, ``labels``
-       (N,) int64, ``counts`` (N,), ``means`` (N, D) and ``variances`` (N, D) float32, one row a component.
+       (N,) int64, ``counts`` (N,), ``means`` (N, D) and ``variances`` (N, D) float32, one row a component, or
+       with their compressed form (:mod:`gfpl_flwr.core.compression`) where ``gfpl.precision`` asks for it.
     3. The server joins the rows of all sites, merges components of one class that are close in Bhattacharyya
        distance (Algorithm 1), and hands the fused rows down with the order for the next P rounds.
     4. A site samples balanced pseudo-features from them, retrains its heads, trains P rounds, and goes on at 2.

@@ -64,7 +64,7 @@ def _cnn(channels: int, height: int, width: int) -> nn.Module:
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(10, 20, kernel, padding=padding),
-        Dropout(0.5, channels=True),
+        Dropout(20, 0.5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),

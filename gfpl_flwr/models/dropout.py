@@ -1,7 +1,8 @@
-"""Dropout whose masks come from an explicit generator.
+"""Dropout whose masks are drawn beforehand, from an explicit generator.
 
 torch's own dropout draws from the process's global generator, so a site's result would depend on which sites the
-same worker process trained before.
+same process trained before. Here the masks of a whole epoch are drawn at once and the training loop hands each
+step its rows, which also lets many sites train as one network with each site's own masks.
 """
 
 import torch
@@ -9,33 +10,35 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Zero elements, or whole channels, with probability ``p`` and scale the rest by ``1 / (1 - p)``.
+    """Zero features, or whole channels of (B, C, H, W), with probability ``p`` and scale the rest by ``1 / (1 - p)``.
 
     Args:
+        width: features (B, width) or channels that it sees.
         p: probability of zeroing.
-        channels: zero whole channels of (B, C, H, W), as ``nn.Dropout2d`` does.
     """
 
-    def __init__(self, p: float = 0.5, *, channels: bool = False) -> None:
+    mask: Tensor | None
+
+    def __init__(self, width: int, p: float = 0.5) -> None:
         super().__init__()
+        self.width = width
         self.p = p
-        self.channels = channels
-        self.generator: torch.Generator | None = None
+        self.mask = None
+
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Return the factors 0 and ``1 / (1 - p)`` of some samples, (rows, width), on the generator's device."""
+        keep = torch.empty(rows, self.width, device=generator.device)
+        return keep.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the masked inputs in training mode, the inputs themselves in evaluation mode."""
         if not self.training or self.p == 0:
             return inputs
-        if self.generator is None:
-            raise RuntimeError("Dropout in training mode needs a generator: call use_generator(model, generator)")
-        shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if self.channels else inputs.shape
-        keep = torch.empty(shape, dtype=inputs.dtype, device=inputs.device)
-        keep.bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
-        return inputs * keep
+        if self.mask is None:
+            raise RuntimeError("Dropout in training mode needs the masks of its batch: set its mask to draw(...)")
+        return inputs * (self.mask[..., None, None] if inputs.dim() == 4 else self.mask)
 
 
-def use_generator(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Give every :class:`Dropout` of a model the generator of the coming round."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.generator = generator
+def active_dropout(model: nn.Module) -> list[Dropout]:
+    """Return the layers of a model that drop something in training."""
+    return [module for module in model.modules() if isinstance(module, Dropout) and module.p > 0]

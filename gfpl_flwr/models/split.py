@@ -30,7 +30,7 @@ class SplitModel(nn.Module):
         self.extractor = extractor
         self.feature_dim = feature_dim
         self.num_classes = num_classes
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(classifier_dim or feature_dim, dropout)
         self.classifier = nn.Linear(classifier_dim or feature_dim, num_classes)
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -87,15 +87,15 @@ class DualClassifier(SplitModel):
 
     def projected(self, features: Tensor) -> Tensor:
         """Return mu_hat = W_p z / max(|W_p z|, 1e-12): features (B, D) to unit vectors (B, P), equation 11."""
-        return F.normalize(self.projection(features), eps=1e-12)
+        return F.normalize(self.projection(features), dim=-1, eps=1e-12)
 
     def dual(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the hybrid loss needs: logits (B, C) and W_p z (B, P), which the loss normalises."""
         projected = self.projection(features)
-        return self.logits(features if self.on_features else F.normalize(projected, eps=1e-12)), projected
+        return self.logits(features if self.on_features else F.normalize(projected, dim=-1, eps=1e-12)), projected
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Return the scores (B, C) of the three inference heads for features (B, D)."""
         logits, projected = self.dual(features)
-        cosines = F.normalize(projected, eps=1e-12) @ self.etf
+        cosines = F.normalize(projected, dim=-1, eps=1e-12) @ self.etf
         return {"classifier": logits, "etf": cosines, "sum": logits + cosines}

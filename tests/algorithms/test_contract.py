@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from gfpl_flwr import seeding
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
-from gfpl_flwr.algorithms.base import Algorithm, Images, Reply, Site
+from gfpl_flwr.algorithms.base import Algorithm, Reply
 from gfpl_flwr.config import RunConfig
-from gfpl_flwr.flower.client import build_client_app
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.server import run as serve
 from gfpl_flwr.models import build_extractor, seeded_init
+from gfpl_flwr.training import Images, Site
 
 CLASSES = 5
 SETTINGS = {"rounds": 3, "gfpl.first-exchange": 1, "gfpl.exchange-every": 1, "gfpl.pseudo-per-class": 8}
@@ -44,7 +44,7 @@ def run_visits(
     _, algorithm, config = sites[0]
     state, history = algorithm.initial(), []
     for visit in algorithm.visits(config):
-        down = state if visit.download else {}
+        down = algorithm.downlink(state) if visit.download else {}
         replies = [algorithm.visit(site, down, visit) for site, _, _ in sites]
         if visit.upload:
             state = algorithm.aggregate(state, replies)
@@ -156,7 +156,7 @@ def tapped(tmp_path, data_dir, **changes) -> Tap:
     }
     flat |= {"output-dir": str(tmp_path), "data-dir": str(data_dir), "name": "run", **changes}
     nodes = [{"partition-id": site, "num-partitions": 3} for site in range(3)]
-    grid = Tap(build_client_app(), nodes, flat)
+    grid = Tap(nodes, flat)
     serve(grid, flat, engine="inprocess")
     return grid
 
@@ -165,10 +165,19 @@ def arrays_of(messages: list[Message]) -> list[set[str]]:
     return [{name for record in message.content.array_records.values() for name in record} for message in messages]
 
 
-def test_gfpl_sends_four_arrays_and_no_weight_gradient_feature_or_sample(tmp_path, data_dir):
-    grid = tapped(tmp_path, data_dir)
-    four = {"labels", "counts", "means", "variances"}
-    assert {frozenset(names) for names in arrays_of(grid.down + grid.up)} == {frozenset(), frozenset(four)}
+@pytest.mark.parametrize(
+    ("precision", "declared"),
+    [
+        ("float32", {"labels", "counts", "means", "variances"}),
+        ("float16", {"labels", "counts", "means", "log_variances"}),
+        ("int8", {"labels", "counts", "means", "log_variances", "scales"}),
+    ],
+)
+def test_gfpl_sends_its_declared_arrays_and_no_weight_gradient_feature_or_sample(
+    tmp_path, data_dir, precision, declared
+):
+    grid = tapped(tmp_path, data_dir, **{"gfpl.precision": precision})
+    assert {frozenset(names) for names in arrays_of(grid.down + grid.up)} == {frozenset(), frozenset(declared)}
     site_files = (tmp_path / "site-models").rglob("*.safetensors")
     sizes = {tensor.numel() for path in site_files for tensor in load_file(path).values() if tensor.dim() > 1}
     seen = set()

@@ -1,5 +1,6 @@
 """GFPL's parts against the paper: schedule, loss, prototypes, retraining, fusion on the server."""
 
+import copy
 import dataclasses
 import math
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 
 from gfpl_flwr.algorithms import parse_run
-from gfpl_flwr.algorithms.base import Images, Reply, Site
+from gfpl_flwr.algorithms.base import Reply
 from gfpl_flwr.algorithms.gfpl import GFPL
-from gfpl_flwr.algorithms.training import batches, cross_entropy, sgd
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.models import DualClassifier, build_extractor, seeded_init
+from gfpl_flwr.training import Descent, Images, Samples, Site, Steps, alone, classifier_loss
+from gfpl_flwr.training.cohort import batches
 
 
 def gfpl(**options) -> tuple[RunConfig, GFPL]:
@@ -76,7 +78,7 @@ def test_the_loss_is_equation_13():
     projected = z @ model.projection.weight.T + model.projection.bias
     ce = -torch.log_softmax(logits, 1)[torch.arange(5), labels].mean()
     cosine = torch.stack([projected[b] @ model.etf[:, labels[b]] / projected[b].norm() for b in range(5)])
-    assert algorithm.loss(model, pixels, labels).item() == pytest.approx(
+    assert algorithm.loss(model, z, labels).item() == pytest.approx(
         (ce + 0.7 * ((cosine - 1) ** 2).sum() / 10).item(), rel=1e-5
     )
 
@@ -84,31 +86,35 @@ def test_the_loss_is_equation_13():
 def test_without_the_dual_classifier_the_loss_is_cross_entropy_and_there_is_no_projection():
     site, algorithm = site_with(gfpl__dual_classifier=False)
     assert not isinstance(site.model, DualClassifier)
-    pixels, labels = site.train.pixels(slice(0, 5)), site.train.labels[:5]
+    features, labels = torch.rand(5, 50, generator=torch.Generator().manual_seed(1)), site.train.labels[:5]
     site.model.eval()
-    assert torch.equal(algorithm.loss(site.model, pixels, labels), cross_entropy(site.model, pixels, labels))
+    expected = torch.nn.functional.cross_entropy(site.model.classifier(features), labels)
+    torch.testing.assert_close(algorithm.loss(site.model, features, labels), expected)
+    assert torch.equal(classifier_loss(site.model, features, labels), algorithm.loss(site.model, features, labels))
 
 
 def test_sgd_is_torchs():
-    """Two epochs on a linear model, against torch.optim.SGD on the same batches."""
-    torch.manual_seed(0)
-    x, y = torch.randn(11, 3), torch.randn(11, 1)
-    ours, theirs = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
-    theirs.load_state_dict(ours.state_dict())
-    config = RunConfig(learning_rate=0.1, momentum=0.5, weight_decay=0.01)
-    sgd(
-        ours.parameters(), lambda rows: ((ours(x[rows]) - y[rows]) ** 2).mean(), num_samples=11, epochs=2,
-        batch_size=4, config=config, shuffle=torch.Generator().manual_seed(3),
-    )  # fmt: skip
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.5, weight_decay=0.01)
-    shuffle = torch.Generator().manual_seed(3)
+    """Two epochs of retraining, with momentum and weight decay, against torch.optim.SGD on the same batches."""
+    site, algorithm = site_with(learning_rate=0.1, momentum=0.5, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.rand(11, 50, generator=generator), torch.randint(0, 10, (11,), generator=generator)
+    theirs = copy.deepcopy(site.model).eval()
+    loss = alone(retraining(site, algorithm, Samples(features, labels), epochs=2))
+    optimizer = torch.optim.SGD(theirs.head_parameters(), lr=0.1, momentum=0.5, weight_decay=0.01)
+    shuffle, losses = site.generator(7, "retrain"), []
     for _ in range(2):
         for rows in batches(11, 4, shuffle):
             optimizer.zero_grad()
-            ((theirs(x[rows]) - y[rows]) ** 2).mean().backward()
+            losses.append(algorithm.loss(theirs, features[rows], labels[rows]))
+            losses[-1].backward()
             optimizer.step()
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+    for a, b in zip(site.model.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-7)
+    assert loss == pytest.approx(sum(losses).item() / 6)
+
+
+def retraining(site: Site, algorithm: GFPL, samples: Samples, *, epochs: int) -> Steps[float]:
+    return (yield Descent(site, "retrain", samples, algorithm.loss, 7, epochs))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def fused(dim: int = 50, classes: int = 10) -> GaussianPrototypes:
 def test_retraining_leaves_the_extractor_and_its_batch_statistics_alone(architecture):
     site, algorithm = site_with(architecture, gfpl__pseudo_per_class=5)
     before = {name: tensor.clone() for name, tensor in site.model.state_dict().items()}
-    algorithm.retrain(site, fused(site.model.feature_dim), round=30)
+    alone(algorithm.retrain(site, fused(site.model.feature_dim), round=30))
     changed = {name for name, tensor in site.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"projection.weight", "projection.bias", "classifier.weight", "classifier.bias"}
 
@@ -190,7 +196,7 @@ def test_retraining_leaves_the_extractor_and_its_batch_statistics_alone(architec
 def test_retraining_teaches_classes_the_site_never_saw():
     site, algorithm = site_with(gfpl__retrain_epochs=10)
     bank = fused()
-    algorithm.retrain(site, bank, round=30)
+    alone(algorithm.retrain(site, bank, round=30))
     scores = site.model.scores(bank.means)
     for head in ("classifier", "etf", "sum"):
         assert scores[head].argmax(1).tolist() == list(range(10)), head
@@ -199,7 +205,7 @@ def test_retraining_teaches_classes_the_site_never_saw():
 def test_retraining_may_be_limited_to_the_sites_own_classes():
     site, algorithm = site_with(gfpl__retrain_classes="own", gfpl__dr_weight=0.0)
     before = site.model.classifier.bias.clone()
-    algorithm.retrain(site, fused(), round=30)
+    alone(algorithm.retrain(site, fused(), round=30))
     moved = site.model.classifier.bias - before
     # cross-entropy on classes 0 to 2 alone raises their scores in turn and can only lower all others
     assert (moved[3:] < 0).all()
@@ -208,7 +214,7 @@ def test_retraining_may_be_limited_to_the_sites_own_classes():
 def test_pseudo_features_may_be_clamped_and_their_negative_share_is_told():
     site, algorithm = site_with(gfpl__clamp_pseudo=True)
     bank = fused()
-    found = algorithm.retrain(site, bank, round=30)
+    found = alone(algorithm.retrain(site, bank, round=30))
     # P(N(m, 0.1) < 0), averaged over the means
     expected = torch.special.ndtr(-bank.means / math.sqrt(0.1)).mean().item()
     assert found["negative_fraction"] == pytest.approx(expected, abs=0.01)
@@ -320,7 +326,7 @@ def test_prototypes_that_make_retraining_diverge_cost_a_site_nothing():
     before = {name: tensor.clone() for name, tensor in site.model.state_dict().items()}
     bank = fused()
     wild = GaussianPrototypes(bank.labels, bank.counts, 1e20 * bank.means, bank.variances)
-    found = algorithm.retrain(site, wild, round=30)
+    found = alone(algorithm.retrain(site, wild, round=30))
     assert found["retrain_diverged"] == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in site.model.state_dict().items())
 
@@ -329,8 +335,10 @@ def test_prototypes_of_a_class_the_site_does_not_know_are_passed_over():
     site, algorithm = site_with()
     bank = fused(classes=12)
     other, _ = site_with()
-    assert algorithm.retrain(site, bank, round=30) == algorithm.retrain(other, fused(classes=12), round=30)
-    assert "retrain_loss" in algorithm.retrain(site, bank, round=30)
+    assert alone(algorithm.retrain(site, bank, round=30)) == alone(
+        algorithm.retrain(other, fused(classes=12), round=30)
+    )
+    assert "retrain_loss" in alone(algorithm.retrain(site, bank, round=30))
 
 
 @pytest.mark.gpu
@@ -341,10 +349,7 @@ def test_on_a_gpu_training_agrees_with_the_cpu():
     for device in ("cpu", "cuda"):
         site, algorithm = site_with(gfpl__pseudo_per_class=10)
         site.model.to(device).dropout.p = 0.0  # masks are drawn on the device, so they differ
-        for module in site.model.modules():
-            if hasattr(module, "channels"):
-                module.p = 0.0
         bank = fused()
-        algorithm.retrain(site, bank, round=30)
+        alone(algorithm.retrain(site, bank, round=30))
         results.append(site.model.classifier.weight.detach().cpu())
     assert torch.allclose(*results, atol=1e-4)

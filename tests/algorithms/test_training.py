@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gfpl_flwr.algorithms import parse_run
-from gfpl_flwr.algorithms.base import Images, Reply, Site
+from gfpl_flwr.algorithms.base import Reply
 from gfpl_flwr.algorithms.gfpl import GFPL
-from gfpl_flwr.algorithms.training import cross_entropy, train_round
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.models import DualClassifier, SplitModel, build_extractor, seeded_init
+from gfpl_flwr.training import Images, Loss, Site, alone, classifier_loss, local_rounds
 
 CLASSES, DIM = 4, 50
 SHAPES = {"cnn": (1, 8, 8), "resnet18": (3, 32, 32)}
@@ -42,14 +42,21 @@ def site_of(architecture: str = "cnn", *, samples: int = 12, key: int | str = 0,
 
 def seen_by(site: Site, round: int = 1) -> list[Tensor]:
     """The pixels of every step of one local round."""
-    seen = []
+    seen: list[Tensor] = []
 
-    def loss(model: SplitModel, pixels: Tensor, labels: Tensor) -> Tensor:
-        seen.append(pixels.clone())
-        return cross_entropy(model, pixels, labels)
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():  # not in the test after the round
+            seen.append(inputs[0].clone())
 
-    train_round(site, round, loss)
+    hook = site.model.extractor.register_forward_pre_hook(note)
+    train_round(site, round)
+    hook.remove()
     return seen
+
+
+def train_round(site: Site, round: int, loss: Loss = classifier_loss) -> float:
+    """Train for one local round and return the mean loss."""
+    return alone(local_rounds(site, [round], loss))[1]
 
 
 def rows_of(batches: list[Tensor]) -> list[tuple[float, ...]]:
@@ -140,9 +147,9 @@ def test_dropout_differs_by_site_and_by_round():
         site, _ = site_of(key=key)
         drawn = []
 
-        def loss(model: SplitModel, pixels: Tensor, labels: Tensor) -> Tensor:
-            drawn.append(model.dropout(torch.ones(1, DIM)))
-            return cross_entropy(model, pixels, labels)
+        def loss(model: SplitModel, features: Tensor, labels: Tensor) -> Tensor:
+            drawn.append(model.dropout(torch.ones_like(features)))
+            return classifier_loss(model, features, labels)
 
         train_round(site, round, loss)
         return tuple(drawn[0].flatten().tolist())
@@ -169,7 +176,7 @@ def steps_of(site: Site, algorithm: GFPL, bank: GaussianPrototypes) -> dict[str,
         for head, layer in heads.items()
         for name, tensor in layer.named_parameters()
     }
-    algorithm.retrain(site, bank, round=3)
+    alone(algorithm.retrain(site, bank, round=3))
     return {
         f"{head}.{name}": tensor.detach() - before[f"{head}.{name}"]
         for head, layer in heads.items()
@@ -213,9 +220,14 @@ def test_retraining_takes_as_many_steps_as_its_options_say(monkeypatch, per_clas
     """5 a class are 20 pseudo-features: 5 batches of 4 an epoch; 8 a class are 32: 2 batches of 16."""
     site, algorithm = site_of(gfpl__pseudo_per_class=per_class, gfpl__retrain_epochs=epochs)
     seen: list[Tensor] = []
-    logits = site.model.logits
-    monkeypatch.setattr(site.model, "logits", lambda features: seen.append(features) or logits(features))
-    algorithm.retrain(replace(site, batch_size=size), mixture(torch.ones(CLASSES, DIM)), round=3)
+    loss = GFPL.loss
+
+    def spy(self: GFPL, model: SplitModel, features: Tensor, labels: Tensor) -> Tensor:
+        seen.append(features[0])
+        return loss(self, model, features, labels)
+
+    monkeypatch.setattr(GFPL, "loss", spy)
+    alone(algorithm.retrain(replace(site, batch_size=size), mixture(torch.ones(CLASSES, DIM)), round=3))
     a_batch = min(size, per_class * CLASSES)
     assert [len(batch) for batch in seen] == [a_batch] * (epochs * per_class * CLASSES // a_batch)
     assert len({tuple(row.tolist()) for batch in seen for row in batch}) == per_class * CLASSES

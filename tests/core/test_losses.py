@@ -80,7 +80,7 @@ def test_dot_regression_names_bad_shapes(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"etf": torch.ones(9, 4)}, r"projected \(B, P\) must fit etf \(P, C\), got \(6, 5\) and \(9, 4\)"),
+        ({"etf": torch.ones(9, 4)}, r"projected \(\.\.\., B, P\) must fit etf \(P, C\), got \(6, 5\) and \(9, 4\)"),
         ({"logits": torch.ones(6, 3)}, r"shapes \(6, 4\) and \(6,\) .* got \(6, 3\) and \(6,\)"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, r"got \(6, 4\) and \(5,\)"),
         ({"dr_weight": -1.0}, "dr_weight must be at least 0, got -1.0"),

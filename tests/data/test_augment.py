@@ -2,7 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from gfpl_flwr.data.augment import crop_and_flip
+from gfpl_flwr.data.augment import cut_windows, draw_windows
+
+
+def crop_and_flip(images, *, padding=4, generator):
+    return cut_windows(images, draw_windows(len(images), padding=padding, generator=generator), padding=padding)
 
 
 def naive(images, padding, seed):
@@ -61,7 +65,9 @@ def test_an_empty_batch():
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match=r"images must be \(B, channels, H, W\), got \(3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"images must be \(B, channels, H, W\) and windows \(B, 3\), got \(3, 8, 8\) and"
+    ):
         crop_and_flip(torch.zeros(3, 8, 8), generator=torch.Generator())
     with pytest.raises(ValueError, match="padding must be >= 0, got -1"):
         crop_and_flip(torch.zeros(1, 3, 8, 8), padding=-1, generator=torch.Generator())

@@ -8,13 +8,13 @@ import torch
 from flwr.app import Message
 
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
-from gfpl_flwr.algorithms.base import Algorithm, Counts, Reply, Site, Visit
+from gfpl_flwr.algorithms.base import Algorithm, Reply, Visit
 from gfpl_flwr.data.datasets import ImageDataset
-from gfpl_flwr.flower.client import SITE_FAILED, build_client_app, build_site, initial_model, open_dataset
+from gfpl_flwr.flower.client import SITE_FAILED, build_site, initial_model, open_dataset
 from gfpl_flwr.flower.files import read_tensors
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.wire import Order, decode_reply, encode_order
-from gfpl_flwr.models import use_generator
+from gfpl_flwr.training import Counts, Site
 
 CPU = torch.device("cpu")
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "folder:/cats": (3, 32, 32)}
@@ -77,7 +77,7 @@ def test_images_are_augmented_where_the_option_or_the_data_set_says(name, option
 def test_the_classifier_drops_as_many_features_as_its_architecture_says(algorithm, architecture, dropped):
     """With weights that pick the first ten of 4000 x D ones, what is dropped shows as zeros among the scores."""
     model = site_of("mnist", algorithm=algorithm, model=architecture).model.train()
-    use_generator(model, torch.Generator().manual_seed(0))
+    model.dropout.mask = model.dropout.draw(4000, torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.classifier.weight.zero_()[:, :10].fill_diagonal_(1)
         model.classifier.bias.zero_()
@@ -123,7 +123,7 @@ def schedule(algorithm: Algorithm, flat: dict[str, Any]) -> list[Visit]:
 
 def ask(flat: dict[str, Any], node: dict[str, Any], visit: Visit, tensors: Any, run: str = "run") -> Message:
     """Send one visit to a process that has just started and knows nothing."""
-    grid = InProcessGrid(build_client_app(), [node], flat)
+    grid = InProcessGrid([node], flat)
     message = Message(encode_order(Order(run, visit, tensors)), next(iter(grid.get_node_ids())), "train")
     (reply,) = grid.send_and_receive([message])
     return reply

@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gfpl_flwr.algorithms import parse_run
-from gfpl_flwr.algorithms.base import Counts, Reply
+from gfpl_flwr.algorithms.base import Reply
 from gfpl_flwr.data.datasets import load
-from gfpl_flwr.flower.client import build_client_app
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.ledger import latest_accuracy
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run as serve
 from gfpl_flwr.flower.strategy import GFPLStrategy, QuorumError
 from gfpl_flwr.models import FEATURE_DIMS
+from gfpl_flwr.training import Counts
 
 AT_ONCE = {"num-sites": 0, "node-deadline": 0.05}
 """Whoever is connected takes part; nodes of this process are there from the start."""
@@ -32,7 +32,7 @@ NOBODY: dict[str, Any] = {}
 
 def run(flat: dict[str, Any], nodes: list[dict[str, Any]], **options) -> tuple[Path, list[dict[str, Any]]]:
     """Run on nodes of these configurations: the run's folder, and its record a visit."""
-    folder = serve(InProcessGrid(build_client_app(), nodes, flat), flat, engine="inprocess", **options).path
+    folder = serve(InProcessGrid(nodes, flat), flat, engine="inprocess", **options).path
     return folder, [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
@@ -146,7 +146,11 @@ def accuracies(line: dict[str, Any], head: str, entry: int) -> tuple[float, floa
 @pytest.mark.parametrize("head", ["classifier", "etf"])
 def test_progress_tells_the_latest_accuracy_of_the_head_that_was_asked_for(small, head):
     told = []
-    _, record = run(small | {"head": head, "num-sites": 2, "rounds": 3}, partitions(2), on_progress=told.append)
+    _, record = run(
+        small | {"head": head, "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.01},
+        partitions(2),
+        on_progress=told.append,
+    )
     done = [progress for progress in told if progress.done]
     assert [progress.visit for progress in done] == [1, 2, 3]
     for progress, line in zip(done, record, strict=True):
@@ -158,12 +162,12 @@ def test_progress_tells_the_latest_accuracy_of_the_head_that_was_asked_for(small
 
 
 def test_the_strategys_metrics_are_those_of_the_head_that_was_asked_for(small):
-    flat = small | {"head": "etf", "num-sites": 2, "rounds": 3}
+    flat = small | {"head": "etf", "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.01}
     config, algorithm = parse_run(flat)
     algorithm = algorithm.resolve(config, 10)
     folder = RunFolder.open(config, flat, engine="inprocess", command="", state_name=algorithm.state_name)
     strategy = GFPLStrategy(algorithm, config, folder, feature_dim=FEATURE_DIMS["cnn"], num_classes=10)
-    metrics = strategy.start(InProcessGrid(build_client_app(), partitions(2), flat)).train_metrics_clientapp
+    metrics = strategy.start(InProcessGrid(partitions(2), flat)).train_metrics_clientapp
     record = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text().splitlines()]
     assert list(metrics) == [1, 2, 3]
     for line in record:

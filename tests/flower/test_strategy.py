@@ -11,7 +11,6 @@ from flwr.app import Array, Error, Message
 from safetensors.torch import load_file
 
 from gfpl_flwr.config import ConfigError
-from gfpl_flwr.flower.client import build_client_app
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.server import run as serve
 from gfpl_flwr.flower.strategy import QuorumError
@@ -23,7 +22,7 @@ class Faulty(InProcessGrid):
     def __init__(self, flat, spoil, *, reverse: bool = False) -> None:
         sites = range(int(flat["num-sites"]))
         nodes = [{"partition-id": site, "num-partitions": len(sites)} for site in sites]
-        super().__init__(build_client_app(), nodes[::-1] if reverse else nodes, flat)
+        super().__init__(nodes[::-1] if reverse else nodes, flat)
         self.spoil = spoil
 
     def pull_messages(self, message_ids):

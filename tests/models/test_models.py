@@ -12,7 +12,6 @@ from gfpl_flwr.models import (
     SplitModel,
     build_extractor,
     seeded_init,
-    use_generator,
 )
 
 
@@ -102,11 +101,11 @@ def test_retraining_trains_the_projection_and_the_classifier():
 
 @pytest.mark.parametrize("channels", [False, True])
 def test_dropout_keeps_the_mean_and_repeats_with_its_generator(channels):
-    layer = Dropout(0.25, channels=channels)
-    inputs = torch.ones(200, 30, 2, 2)
+    layer = Dropout(30, 0.25)
+    inputs = torch.ones((200, 30, 2, 2) if channels else (800, 30))
 
     def once() -> torch.Tensor:
-        use_generator(layer, torch.Generator().manual_seed(3))
+        layer.mask = layer.draw(len(inputs), torch.Generator().manual_seed(3))
         return layer(inputs)
 
     out = once()
@@ -120,6 +119,6 @@ def test_dropout_keeps_the_mean_and_repeats_with_its_generator(channels):
     assert layer.eval()(inputs) is inputs
 
 
-def test_dropout_without_a_generator_says_what_to_do():
-    with pytest.raises(RuntimeError, match="use_generator"):
-        Dropout(0.5)(torch.ones(2, 2))
+def test_dropout_without_masks_says_what_to_do():
+    with pytest.raises(RuntimeError, match="set its mask to draw"):
+        Dropout(2, 0.5)(torch.ones(2, 2))

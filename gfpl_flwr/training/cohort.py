@@ -1,0 +1,174 @@
+"""The data of sites that train together, cut into batches."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gfpl_flwr.data.augment import draw_windows
+from gfpl_flwr.models import Stack
+from gfpl_flwr.training.site import Images
+
+# Elements of the images of the steps that are prepared at once: they should stay in the cache until they are used.
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled features, on the device of the site: what heads are retrained on.
+
+    Attributes:
+        features: (N, D).
+        labels: (N,) int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A site's generators of one round.
+
+    Attributes:
+        shuffle: order of the samples, on the CPU.
+        dropout: masks, on the device of the site; None where nothing is dropped.
+        augment: crops and flips, on the CPU; None where images are trained as they are.
+    """
+
+    shuffle: torch.Generator
+    dropout: torch.Generator | None = None
+    augment: torch.Generator | None = None
+
+
+Step = tuple[Tensor, Tensor, list[Tensor]]
+"""What a stack takes in a step of the active sites: inputs, labels (S, B) and a mask for each dropout layer."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps in a row that the same sites take.
+
+    Attributes:
+        sites: which.
+        count: how many steps.
+        steps: what goes into each.
+    """
+
+    sites: slice | Tensor
+    count: int
+    steps: Iterator[Step]
+
+
+def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return the rows of each step of one epoch: a permutation cut into batches.
+
+    A last batch of a single row joins the batch before it, because BatchNorm cannot train on one sample.
+
+    Args:
+        num_samples: N.
+        batch_size: B, rows a step.
+        generator: source of the permutation, on the CPU.
+    """
+    rows = torch.randperm(num_samples, generator=generator)
+    sizes = [batch_size] * (num_samples // batch_size)
+    rest = num_samples % batch_size
+    if rest == 1 and sizes:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return torch.split(rows, sizes)
+
+
+class Cohort:
+    """Sites that train together, each on its own data in its own order.
+
+    Args:
+        data: of each site, those with more samples first; all images or all features.
+        stack: the network that will be trained, in the mode in which it will be.
+        draws: of each site.
+    """
+
+    def __init__(self, data: Sequence[Images | Samples], stack: Stack, draws: Sequence[Draws]) -> None:
+        self.stack = stack
+        self.draws = draws
+        self.images = data[0] if isinstance(data[0], Images) else None
+        self.lengths = [len(part) for part in data]
+        self.starts = [sum(self.lengths[:index]) for index in range(len(data))]
+        self.labels = torch.cat([part.labels for part in data])
+        self.values = torch.cat([part.images if isinstance(part, Images) else part.features for part in data])
+        self.device = self.labels.device
+
+    def epoch(self, size: int) -> Iterator[Run]:
+        """Yield the steps of one pass: whole batches of as many sites as still have one, then the last batches."""
+        cut = [batches(n, size, draws.shuffle) for n, draws in zip(self.lengths, self.draws, strict=True)]
+        whole = [sum(len(part) == size for part in parts) for parts in cut]
+        rows = torch.cat([torch.cat(parts) + start for parts, start in zip(cut, self.starts, strict=True)])
+        epoch = _Epoch(self, rows.to(self.device))
+        starts = torch.tensor(self.starts, device=self.device)[:, None]
+        lanes = starts + torch.arange(size, device=self.device)
+        done = 0
+        for count in sorted(set(whole) - {0}):
+            active = sum(number >= count for number in whole)
+            steps = torch.arange(done, count, device=self.device)[:, None, None] * size
+            yield Run(slice(0, active), count - done, epoch.steps(lanes[:active] + steps))
+            done = count
+        left = [length - number * size for length, number in zip(self.lengths, whole, strict=True)]
+        for rest, sites in self._last_batches(left):
+            skip = torch.tensor([whole[index] * size for index in sites], device=self.device)[:, None]
+            positions = starts[sites] + skip + torch.arange(rest, device=self.device)
+            chosen = slice(sites[0], sites[0] + 1) if len(sites) == 1 else torch.tensor(sites, device=self.device)
+            yield Run(chosen, 1, epoch.steps(positions[None]))
+
+    def _last_batches(self, left: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Return the lengths of last batches, each with the sites that take theirs together."""
+        if self.stack.exact:
+            # In a stack of odd batches a matrix can lie where products add in another order.
+            return [(rest, [site]) for site, rest in enumerate(left) if rest]
+        return [(rest, [site for site, its in enumerate(left) if its == rest]) for rest in sorted(set(left) - {0})]
+
+
+class _Epoch:
+    """All samples of an epoch, site after site, each site's in the order of its batches."""
+
+    def __init__(self, cohort: Cohort, rows: Tensor) -> None:
+        self.images = cohort.images
+        self.stack = cohort.stack
+        self.values, self.labels = cohort.values[rows], cohort.labels[rows]
+        layers = cohort.stack.dropout if cohort.stack.network.training else []
+        drawn = [
+            [layer.draw(length, draws.dropout) for layer in layers]
+            for length, draws in zip(cohort.lengths, cohort.draws, strict=True)
+            if draws.dropout is not None
+        ]
+        self.masks = [torch.cat(of_sites) for of_sites in zip(*drawn, strict=True)]
+        windows = [
+            draw_windows(length, generator=draws.augment)
+            for length, draws in zip(cohort.lengths, cohort.draws, strict=True)
+            if draws.augment is not None
+        ]
+        self.windows = torch.cat(windows).to(rows.device) if windows else None
+
+    def steps(self, positions: Tensor) -> Iterator[Step]:
+        """Yield the samples at positions (steps, S, B), step by step."""
+        of_step = positions[0].numel() * self.values[0].numel()
+        for block in torch.split(positions, max(1, _BLOCK // of_step)):
+            inputs = self.values[block] if self.images is None else self._pixels(self.images, block)
+            masks = self.stack.arrange([mask[block] for mask in self.masks])
+            yield from zip(
+                inputs, self.labels[block], zip(*masks, strict=True) if masks else [()] * len(block), strict=True
+            )
+
+    def _pixels(self, images: Images, block: Tensor) -> Tensor:
+        """Return the images of some steps (steps, B, S channels, H, W), in the layout of the stack."""
+        across = block.transpose(1, 2).flatten()  # the sites are channels of one batch
+        windows = None if self.windows is None else self.windows[across]
+        pixels = dataclasses.replace(images, images=self.values).pixels(across, windows=windows)
+        steps, sites, batch = block.shape
+        folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
+        return folded.contiguous(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])
