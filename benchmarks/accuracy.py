@@ -51,7 +51,7 @@ def measure(variant: str, seed: int, data_dir: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         changes = SETTING | VARIANTS[variant] | {"seed": seed}
         flat = changes | {"name": "run", "data-dir": data_dir, "output-dir": folder, "device": "cpu"}
-        path = run_in_process(flat).path
+        path = run_in_process(flat | {"workers": 1}).path  # the runs themselves go side by side
         versions = json.loads((path / "config.json").read_text())["versions"]
         summary = summary_of(read_run(path))
     return {"variant": variant, "seed": seed, "changes": changes, "versions": versions, **summary}

@@ -178,16 +178,15 @@ class GFPL(Algorithm):
         tensors: dict[str, Tensor] = {}
         if visit.upload:
             with site.watch("prototypes"):
-                bank, found = self.prototypes(site, round=visit.last_round)
+                bank, found = self.prototypes(site)
             tensors, diagnostics = compress(bank, self.precision), diagnostics | found
         return Reply(tensors, len(site.train), [*accuracy, *counts], diagnostics, site.watch.seconds)
 
-    def prototypes(self, site: Site, *, round: int) -> tuple[GaussianPrototypes, dict[str, float]]:
+    def prototypes(self, site: Site) -> tuple[GaussianPrototypes, dict[str, float]]:
         """Fit a mixture to the features of each class of a site (equations 4 to 6).
 
         Args:
             site: its training images are seen in evaluation mode, without augmentation.
-            round: of the exchange; it seeds the start of EM.
 
         Returns:
             The bank of float32 components, and diagnostics: classes suppressed because they are too small, and
@@ -203,7 +202,6 @@ class GFPL(Algorithm):
             tol=self.em_tol,
             min_samples=self.min_samples,
             min_component_samples=self.min_component_samples,
-            generator=site.generator(round, "mixtures"),
         )
         found = {"suppressed_classes": float(len(torch.unique(labels)) - len(bank.classes))}
         if isinstance(site.model, DualClassifier) and len(labels):

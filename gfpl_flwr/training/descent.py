@@ -56,7 +56,7 @@ class Descent(Work):
 
     @classmethod
     def do(cls, works: "Sequence[Descent]") -> list[float | Exception]:
-        """Train the models of these sites as one network, or the one model as it is."""
+        """Train the models of these sites as one network."""
         return _descend(works)
 
 
