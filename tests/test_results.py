@@ -3,8 +3,15 @@
 import re
 from pathlib import Path
 
+import torch
+
 from benchmarks import accuracy
 from benchmarks import precision_results as precision
+from benchmarks import speed_results as speed
+from benchmarks.pairs import Pair
+from benchmarks.speed_training import Plain
+from gfpl_flwr.algorithms.gfpl import GFPL
+from gfpl_flwr.models import build_extractor
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +49,35 @@ def test_every_precision_was_measured_with_every_seed_and_with_the_code_it_is_co
 def test_components_were_measured_in_every_setting():
     measured = {(entry["setting"], entry["of"]) for entry in precision.load()["components"]}
     assert measured == {(setting, of) for setting in precision.SETTINGS for of in ("sites", "fused")}
+
+
+def test_the_page_on_performance_is_generated_from_the_committed_measurements():
+    assert speed.REPORT.read_text() == speed.document(speed.load()), "run: python -m benchmarks.speed table"
+
+
+def test_every_part_of_performance_was_measured():
+    assert list(speed.load()) == list(speed.PARTS)
+
+
+def test_the_plain_loop_of_the_benchmark_minimises_the_loss_of_the_package():
+    algorithm = GFPL(projection_dim=12)
+    extractor = build_extractor("cnn", (1, 28, 28))
+    model = algorithm.build_model(extractor, 50, 10, dropout=0.5, seed=3).eval()
+    plain = Plain("cnn", model.etf).eval()
+    plain.load_state_dict(model.state_dict())
+    images, labels = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 1, 3, 9])
+    expected = algorithm.loss(model, model.extractor(images), labels)
+    torch.testing.assert_close(plain.loss(plain.extractor(images), labels), expected)
+
+
+def test_a_goal_counts_as_reached_by_the_median_of_the_ratios_turn_by_turn():
+    # 2/1, 9/3 and 8/2: the median is 3, the ratio of the medians would be 8/2 = 4
+    pair = Pair("training", "work", "ours", "theirs", [1.0, 3.0, 2.0], [2.0, 9.0, 8.0], "cpu", 3.0, "a note")
+    missed = Pair("training", "work", "ours", "theirs", [1.0, 3.0, 2.0], [2.0, 8.9, 8.0], "cpu", 3.0)
+    _, _, heading, reached, not_reached = speed.pair_rows([pair, missed], ["a note"])
+    assert heading == "| **work** | | | | | | |"
+    assert reached == "| ours | theirs | 3.00 | 2.00 to 4.00 | 3, reached | 2.00 / 8.00 | 1 |"
+    assert "| 3, missed |" in not_reached
 
 
 def test_the_readme_shows_the_rows_of_the_results():

@@ -147,7 +147,7 @@ def accuracies(line: dict[str, Any], head: str, entry: int) -> tuple[float, floa
 def test_progress_tells_the_latest_accuracy_of_the_head_that_was_asked_for(small, head):
     told = []
     _, record = run(
-        small | {"head": head, "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.01},
+        small | {"head": head, "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.3},
         partitions(2),
         on_progress=told.append,
     )
@@ -162,7 +162,7 @@ def test_progress_tells_the_latest_accuracy_of_the_head_that_was_asked_for(small
 
 
 def test_the_strategys_metrics_are_those_of_the_head_that_was_asked_for(small):
-    flat = small | {"head": "etf", "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.01}
+    flat = small | {"head": "etf", "num-sites": 2, "rounds": 3, "gfpl.dr-weight": 0.3}
     config, algorithm = parse_run(flat)
     algorithm = algorithm.resolve(config, 10)
     folder = RunFolder.open(config, flat, engine="inprocess", command="", state_name=algorithm.state_name)
