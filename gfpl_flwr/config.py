@@ -152,6 +152,9 @@ class RunConfig:
         choices=("n-way-k-shot", "dirichlet", "iid", "shards", "long-tail", "writers", "own"),
     )
     num_sites: int = option(0, "Sites that take part; 0: every node, once their number has settled.", at_least=0)
+    sites_per_node: int = option(
+        1, "Sites that a node hosts, one message for all of them; more than 1 needs num-sites.", at_least=1
+    )
     ways: int = option(3, "n-way-k-shot: average number of classes of a site.", at_least=1)
     ways_spread: int = option(2, "n-way-k-shot: half-width of the range of classes around ways.", at_least=0)
     shots: int = option(0, "n-way-k-shot: average training samples a class; 0: the data set's.", at_least=0)
@@ -200,6 +203,18 @@ class RunConfig:
         """The class names, in the order of their labels."""
         return tuple(name.strip() for name in self.class_names.split(",") if name.strip())
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that host ``num_sites`` sites; 0 where nobody says how many there are."""
+        return -(-self.num_sites // self.sites_per_node)
+
     def __post_init__(self) -> None:
         if self.class_names and not self.dataset.startswith("folder:"):
             raise ConfigError(f"class-names = {self.class_names!r}: only for folder: data, not {self.dataset!r}")
+        if self.sites_per_node > 1 and self.num_sites == 0:
+            raise ConfigError(f"sites-per-node = {self.sites_per_node}: give num-sites, the number of all sites")
+        if self.sites_per_node > 1 and self.partition == "own":
+            raise ConfigError(
+                f"sites-per-node = {self.sites_per_node}: must be 1 with partition = 'own', "
+                "where all of a node's data is one site's"
+            )

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
 from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
 from gfpl_flwr.dataset_settings import architecture_of, settings_for
+from gfpl_flwr.flower.hosting import hosted_sites, join_replies
 from gfpl_flwr.flower.state import SavedSite, SiteStore
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
@@ -55,19 +56,43 @@ class Ask:
     Attributes:
         content: of the server's message.
         run_config, node_config: Flower's flat mappings.
+        place: for which of the node's sites, where it hosts several.
     """
 
     content: RecordDict
     run_config: Mapping[str, Any]
     node_config: Mapping[str, Any]
+    place: int = 0
 
 
 def answer(asks: Sequence[Ask]) -> list[RecordDict | str]:
-    """Do visits of sites side by side, equal kinds of work of all of them at once.
+    """Do visits of nodes side by side, equal kinds of work of all their sites at once.
 
     Returns:
         For each the content of its reply, or why there is none, on one line.
     """
+    hosts = [_hosted(ask) for ask in asks]
+    visits = [replace(ask, place=place) for ask, sites in zip(asks, hosts, strict=True) for place in range(len(sites))]
+    outcomes = iter(_answer_sites(visits))
+    replies: list[RecordDict | str] = []
+    for sites in hosts:
+        of_node = {site: next(outcomes) for site in sites}
+        replies.append(of_node[None] if None in of_node else join_replies(of_node))
+    return replies
+
+
+def _hosted(ask: Ask) -> Sequence[int | None]:
+    """Return the numbers of a node's sites; only None for a node that is one site."""
+    try:
+        config, _ = _parsed(_sorted(ask.run_config))
+        if config.sites_per_node > 1:
+            return hosted_sites(ask.node_config.get("partition-id"), config)
+    except ConfigError:
+        pass  # the visit meets the same, and tells
+    return [None]
+
+
+def _answer_sites(asks: Sequence[Ask]) -> list[RecordDict | str]:
     outcomes: list[RecordDict | str | None] = [None] * len(asks)
     begun: dict[int, _Begun] = {}
     for index, ask in enumerate(asks):
@@ -101,10 +126,10 @@ def _told(outcomes: list[RecordDict | str | None], index: int) -> Iterator[None]
 
 @dataclass(frozen=True)
 class Node:
-    """What a node's own configuration says, with the run's for what it leaves out.
+    """What a node's own configuration says of one site, with the run's for what it leaves out.
 
     Attributes:
-        site: its ``site`` name, else its ``partition-id``.
+        site: its ``site`` name, else its ``partition-id``; the number of a hosted site.
         partition_id, num_partitions: which share of a common data set is this site's.
         data_dir, state_dir: folders of this node.
     """
@@ -116,13 +141,20 @@ class Node:
     state_dir: Path
 
     @classmethod
-    def of(cls, own: Mapping[str, Any], config: RunConfig) -> "Node":
-        """Read Flower's ``node_config``.
+    def of(cls, own: Mapping[str, Any], config: RunConfig, place: int = 0) -> "Node":
+        """Read Flower's ``node_config``, for one site of the node where it hosts several.
 
         Raises:
             ConfigError: the node has no identity, or its partition does not exist.
         """
         index = own.get("partition-id")
+        if config.sites_per_node > 1:
+            if "site" in own:
+                raise ConfigError(
+                    f"node config: site = {own['site']!r}: leave it out with sites-per-node = {config.sites_per_node}; "
+                    "hosted sites are known by their numbers"
+                )
+            index = hosted_sites(index, config)[place]
         site = own.get("site", index)
         if not isinstance(site, (int, str)) or isinstance(site, bool):
             raise ConfigError("node config: give site = 'NAME' or partition-id = NUMBER; the site has no identity")
@@ -153,6 +185,10 @@ class _Begun:
     started_from: int
 
 
+def _sorted(run_config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(run_config.items()))
+
+
 @lru_cache(maxsize=4)
 def _parsed(items: tuple[tuple[str, Any], ...]) -> tuple[RunConfig, Algorithm]:
     return parse_run(dict(items))
@@ -170,8 +206,8 @@ def _common(
 
 
 def _begin(ask: Ask) -> _Begun:
-    items = tuple(sorted(ask.run_config.items()))
-    node = Node.of(ask.node_config, _parsed(items)[0])
+    items = _sorted(ask.run_config)
+    node = Node.of(ask.node_config, _parsed(items)[0], ask.place)
     order = decode_order(ask.content)
     config, algorithm, dataset, initial = _common(items, node.data_dir)
     torch.set_num_threads(config.torch_threads)

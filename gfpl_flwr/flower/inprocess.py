@@ -40,7 +40,7 @@ class InProcessGrid(Grid):
     Args:
         node_configs: one mapping a node, as a SuperNode's ``--node-config``.
         run_config: the run's flat configuration.
-        cohort: most sites handled at once.
+        cohort: most nodes handled at once.
         workers: worker processes; with 1 everything is done in this process.
     """
 
@@ -206,12 +206,13 @@ def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress],
         The run's folder.
     """
     sites = int(flat.get("num-sites", 0)) or DEFAULT_SITES
-    nodes = [{"partition-id": site, "num-partitions": sites} for site in range(sites)]
     flat = {**flat, "num-sites": sites}
     config, _ = parse_run(flat)
+    nodes = [{"partition-id": node, "num-partitions": config.num_nodes} for node in range(config.num_nodes)]
+    cohort = max(1, config.cohort // config.sites_per_node)
     workers = config.workers or (os.cpu_count() or 1)
     if pick_device(config.device).type != "cpu":
         workers = 1  # the accelerator is the worker
-    workers = min(workers, -(-sites // config.cohort))
-    with InProcessGrid(nodes, flat, cohort=config.cohort, workers=workers) as grid:
+    workers = min(workers, -(-len(nodes) // cohort))
+    with InProcessGrid(nodes, flat, cohort=cohort, workers=workers) as grid:
         return run(grid, flat, engine="inprocess", on_progress=on_progress)

@@ -22,7 +22,9 @@ class Ledger:
     Attributes:
         sent: message id to the node it went to and its size.
         answered: ids of the messages whose reply has come, sound or not.
-        good: site to its checked reply and the reply's size.
+        good: site to its checked reply and the size of that and of the order to it. Of a node that hosts several
+            sites each has its own records, its first sound one the reply's framing too, and the order to the node
+            is split evenly over its sound ones; so the sizes of sites add up to those of their node's messages.
         failures: (site, or node that never said which it is; one line that says what went wrong).
         up: size of everything that came, sound or not.
         seconds: by phase.
@@ -30,7 +32,7 @@ class Ledger:
 
     sent: dict[str, tuple[int, Size]] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
-    good: dict[SiteName, tuple[SiteReply, Size]] = field(default_factory=dict)
+    good: dict[SiteName, tuple[SiteReply, Size, Size]] = field(default_factory=dict)
     failures: list[tuple[SiteName, str]] = field(default_factory=list)
     up: Size = field(default_factory=Size)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,9 +61,8 @@ class Ledger:
 
     def line(self, visit: Visit, fusion: dict[str, Any] | None) -> dict[str, Any]:
         """Return the visit's line of ``rounds.jsonl``."""
-        sizes = [size for _, size in self.sent.values()]
-        down = sum(sizes, Size())
-        sites = [_site_line(*self.good[site], sizes[0]) for site in sorted(self.good, key=site_order)]
+        down = sum((size for _, size in self.sent.values()), Size())
+        sites = [_site_line(*self.good[site]) for site in sorted(self.good, key=site_order)]
         sites += [{"site": site, "status": "error", "reason": reason} for site, reason in self.failures]
         return {
             "visit": visit.index,

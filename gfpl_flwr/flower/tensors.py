@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 RAW = "gfpl.raw"
@@ -93,17 +93,25 @@ def size_of(message: Message) -> Size:
     """Measure a message as Flower serialises it: the sum over the objects it is cut into."""
     if not message.has_content():
         return Size()
-    records = message.content.array_records.values()
-    size = Size(
-        _object_bytes(message.content),
-        sum(record.count_bytes() for record in records),
-        sum(math.prod(array.shape) for record in records for array in record.values()),
-    )
-    for record in records:
-        for array in record.values():
-            # Flower keeps views of the pieces in the array, which then cannot go to another process.
-            array.__dict__.pop("_chunks", None)
-    return size
+    content = message.content
+    return sum(sizes_of(content).values(), Size(message=len(content.deflate())))
+
+
+def sizes_of(content: RecordDict) -> dict[str, Size]:
+    """Measure each record of a message, by its name; one that equals an earlier one is not transmitted again."""
+    sizes: dict[str, Size] = {}
+    seen: set[str] = set()
+    for name, record in content.items():
+        size = Size() if record.object_id in seen else Size(message=_object_bytes(record))
+        seen.add(record.object_id)
+        if isinstance(record, ArrayRecord):
+            scalars = sum(math.prod(array.shape) for array in record.values())
+            size += Size(arrays=record.count_bytes(), scalars=scalars)
+            for array in record.values():
+                # Flower keeps views of the pieces in the array, which then cannot go to another process.
+                array.__dict__.pop("_chunks", None)
+        sizes[name] = size
+    return sizes
 
 
 def _object_bytes(piece: object) -> int:

@@ -72,7 +72,8 @@ class Federation:
         """Return the settings of the simulation engine for so many sites.
 
         Args:
-            num_sites: simulated sites; ``None``: as the file says. Without effect where sites are devices.
+            num_sites: simulated nodes, which are the sites where ``sites-per-node`` says nothing else; ``None``:
+                as the file says. Without effect where sites are devices.
 
         Raises:
             ValueError: no site at all.

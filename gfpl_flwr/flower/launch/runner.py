@@ -137,10 +137,11 @@ def _on_flower(
         else:
             on_progress(flat, progress)
 
-    sites = int(flat["num-sites"]) if link.federation.is_local else None
-    path = run_path(parse_run(flat)[0])
+    config, _ = parse_run(flat)
+    nodes = config.num_nodes if link.federation.is_local else None
+    path = run_path(config)
     try:
-        outcome = link.run(app_dir, flat, num_sites=sites, on_log=listen)
+        outcome = link.run(app_dir, flat, num_sites=nodes, on_log=listen)
     except KeyboardInterrupt:
         _add_to_summary(path, {"status": "interrupted", "reason": "stopped by the user"})
         raise
