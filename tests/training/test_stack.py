@@ -71,7 +71,7 @@ def test_a_site_gets_the_same_bits_alone_and_beside_others(site_of):
 
 @pytest.mark.slow
 def test_a_stack_of_resnet18_equals_torchs_own_layers_and_optimizer_site_by_site(site_of, plain_round):
-    """In double precision: BatchNorm over the few values of the last stage multiplies a difference by three a step and
+    """In double precision: BatchNorm over the few values of the last stage triples a difference with every step and
     more, so that after 20 steps in single precision nothing could be told from rounding."""
 
     def double(site):
