@@ -76,20 +76,22 @@ def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> tu
         generator: source of the permutation, on the CPU.
     """
     rows = torch.randperm(num_samples, generator=generator)
-    sizes = [batch_size] * (num_samples // batch_size)
-    rest = num_samples % batch_size
-    if rest == 1 and sizes:
-        sizes[-1] += 1
-    elif rest:
-        sizes.append(rest)
-    return torch.split(rows, sizes)
+    whole = whole_batches(num_samples, batch_size)
+    rest = num_samples - whole * batch_size
+    return torch.split(rows, [batch_size] * whole + [rest] * (rest > 0))
+
+
+def whole_batches(num_samples: int, batch_size: int) -> int:
+    """Return how many batches of an epoch have exactly ``batch_size`` rows; at most one more has others."""
+    alone = num_samples > batch_size > 1 and num_samples % batch_size == 1
+    return num_samples // batch_size - alone
 
 
 class Cohort:
     """Sites that train together, each on its own data in its own order.
 
     Args:
-        data: of each site, those with more samples first; all images or all features.
+        data: of each site, those with more whole batches first; all images or all features.
         stack: the network that will be trained, in the mode in which it will be.
         draws: of each site.
     """
@@ -107,7 +109,7 @@ class Cohort:
     def epoch(self, size: int) -> Iterator[Run]:
         """Yield the steps of one pass: whole batches of as many sites as still have one, then the last batches."""
         cut = [batches(n, size, draws.shuffle) for n, draws in zip(self.lengths, self.draws, strict=True)]
-        whole = [sum(len(part) == size for part in parts) for parts in cut]
+        whole = [whole_batches(length, size) for length in self.lengths]
         rows = torch.cat([torch.cat(parts) + start for parts, start in zip(cut, self.starts, strict=True)])
         epoch = _Epoch(self, rows.to(self.device))
         starts = torch.tensor(self.starts, device=self.device)[:, None]

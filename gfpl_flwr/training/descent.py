@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd as sgd_step
 
 from gfpl_flwr.models import SplitModel, Stack, is_large
-from gfpl_flwr.training.cohort import Cohort, Draws, Samples
+from gfpl_flwr.training.cohort import Cohort, Draws, Samples, whole_batches
 from gfpl_flwr.training.site import Images, Site
 from gfpl_flwr.training.work import Work
 
@@ -63,8 +63,9 @@ class Descent(Work):
 def _descend(works: Sequence[Descent]) -> list[float | Exception]:
     if not len(works[0].data):
         return [math.nan] * len(works)
-    # Sites with more data come first, so that those that still have a whole batch are always the first ones.
-    order = sorted(range(len(works)), key=lambda index: -len(works[index].data))
+    # Sites with more whole batches come first, so that those that still have one are always the first ones.
+    size = works[0].site.batch_size
+    order = sorted(range(len(works)), key=lambda index: -whole_batches(len(works[index].data), size))
     works = [works[index] for index in order]
     loss, config = works[0].loss, works[0].site.config
     on_images = isinstance(works[0].data, Images)
@@ -78,7 +79,7 @@ def _descend(works: Sequence[Descent]) -> list[float | Exception]:
     velocity = {name: torch.zeros_like(values) for name, values in trained.items()}
     totals, taken = torch.zeros(len(works), device=cohort.device), torch.zeros(len(works))
     for _ in range(works[0].epochs):
-        for run in cohort.epoch(works[0].site.batch_size):
+        for run in cohort.epoch(size):
             stack.select(run.sites)
             weights = [stack.active[name] for name in trained]
             moving = {name: values[run.sites] for name, values in velocity.items()}
