@@ -77,7 +77,7 @@ def _descend(works: Sequence[Descent]) -> list[float | Exception]:
     cohort = Cohort([work.data for work in works], stack, [_draws(work) for work in works])
     trained = stack.weights if on_images else stack.head_weights
     velocity = {name: torch.zeros_like(values) for name, values in trained.items()}
-    totals, taken = torch.zeros(len(works), device=cohort.device), torch.zeros(len(works))
+    totals, taken = (torch.zeros(len(works), device=cohort.device) for _ in range(2))
     for _ in range(works[0].epochs):
         for run in cohort.epoch(size):
             stack.select(run.sites)
@@ -109,7 +109,7 @@ def _descend(works: Sequence[Descent]) -> list[float | Exception]:
             stack.keep(run.sites)
             for name, values in moving.items():
                 velocity[name][run.sites] = values
-    means = (totals.cpu() / taken).tolist()
+    means = (totals / taken).tolist()
     stack.write_back([index for index, mean in enumerate(means) if math.isfinite(mean)])
     results: list[float | Exception] = [math.nan] * len(works)
     for index, mean, steps in zip(order, means, taken.tolist(), strict=True):

@@ -101,6 +101,33 @@ def test_batch_statistics_are_each_sites_own(site_of):
     assert not any(torch.equal(a.running_mean, b.running_mean) for a, b in zip(*norms, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["cnn", "resnet18"])
+def test_on_a_gpu_a_stack_agrees_with_the_processor(site_of, architecture):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, torch sees none")
+
+    def moved(site, device):
+        for layer in site.model.modules():
+            if isinstance(layer, Dropout):
+                layer.p = 0.0  # masks are drawn on the device, so they differ
+        its = site.train
+        images = replace(its, **{name: getattr(its, name).to(device) for name in ("images", "labels", "mean", "std")})
+        site.model.to(device)
+        return replace(site, train=images, test=images)
+
+    trained = []
+    for device in ("cpu", "cuda"):
+        sites = [
+            moved(site_of(key, count, architecture, learning_rate=0.01), device)
+            for key, count in enumerate((9, 8, 9))
+        ]
+        Descent.do(descents(sites, gfpl_loss()))
+        trained.append([site.model.cpu() for site in sites])
+    for on_cpu, on_gpu in zip(*trained, strict=True):
+        assert_near(on_cpu, on_gpu, 1e-3)
+
+
 def test_retraining_in_a_stack_moves_the_heads_alone(site_of):
     def sites():
         return [site_of(key, 6) for key in range(3)]
