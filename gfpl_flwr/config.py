@@ -187,7 +187,7 @@ class RunConfig:
     torch_threads: int = option(
         1, "Threads of torch in a site's process; 1 is fastest for small networks.", at_least=1
     )
-    cohort: int = option(10, "In-process engine: sites that a process trains as one network, at most.", at_least=1)
+    cohort: int = option(20, "In-process engine: sites that a process trains as one network, at most.", at_least=1)
     workers: int = option(0, "In-process engine: worker processes; 0: one a core.", at_least=0)
     state_dir: str = option(
         "", "Where a site keeps its model; empty: site-models/ in output-dir; a node's own comes first."
@@ -213,6 +213,8 @@ class RunConfig:
             raise ConfigError(f"class-names = {self.class_names!r}: only for folder: data, not {self.dataset!r}")
         if self.sites_per_node > 1 and self.num_sites == 0:
             raise ConfigError(f"sites-per-node = {self.sites_per_node}: give num-sites, the number of all sites")
+        if self.sites_per_node > max(1, self.num_sites):
+            raise ConfigError(f"sites-per-node = {self.sites_per_node}: must be at most num-sites = {self.num_sites}")
         if self.sites_per_node > 1 and self.partition == "own":
             raise ConfigError(
                 f"sites-per-node = {self.sites_per_node}: must be 1 with partition = 'own', "

@@ -72,24 +72,26 @@ def answer(asks: Sequence[Ask]) -> list[RecordDict | str]:
         For each the content of its reply, or why there is none, on one line.
     """
     hosts = [_hosted(ask) for ask in asks]
-    visits = [replace(ask, place=place) for ask, sites in zip(asks, hosts, strict=True) for place in range(len(sites))]
+    visits = [
+        replace(ask, place=place)
+        for ask, sites in zip(asks, hosts, strict=True)
+        for place in range(1 if sites is None else len(sites))
+    ]
     outcomes = iter(_answer_sites(visits))
-    replies: list[RecordDict | str] = []
-    for sites in hosts:
-        of_node = {site: next(outcomes) for site in sites}
-        replies.append(of_node[None] if None in of_node else join_replies(of_node))
-    return replies
+    return [
+        next(outcomes) if sites is None else join_replies({site: next(outcomes) for site in sites}) for sites in hosts
+    ]
 
 
-def _hosted(ask: Ask) -> Sequence[int | None]:
-    """Return the numbers of a node's sites; only None for a node that is one site."""
+def _hosted(ask: Ask) -> range | None:
+    """Return the numbers of a node's sites; None where it is one site."""
     try:
         config, _ = _parsed(_sorted(ask.run_config))
         if config.sites_per_node > 1:
             return hosted_sites(ask.node_config.get("partition-id"), config)
     except ConfigError:
         pass  # the visit meets the same, and tells
-    return [None]
+    return None
 
 
 def _answer_sites(asks: Sequence[Ask]) -> list[RecordDict | str]:
@@ -151,8 +153,8 @@ class Node:
         if config.sites_per_node > 1:
             if "site" in own:
                 raise ConfigError(
-                    f"node config: site = {own['site']!r}: leave it out with sites-per-node = {config.sites_per_node}; "
-                    "hosted sites are known by their numbers"
+                    f"node config: site = {own['site']!r}: leave it out with sites-per-node = "
+                    f"{config.sites_per_node}; hosted sites are known by their numbers"
                 )
             index = hosted_sites(index, config)[place]
         site = own.get("site", index)

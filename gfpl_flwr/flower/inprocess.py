@@ -1,8 +1,7 @@
 """A Grid whose nodes live in this process and a few more: the sites of devices, without Ray and without waiting.
 
 Tests and sweeps use it. Sites whose messages wait are handled in cohorts, one cohort as one stacked network, and
-cohorts go to worker processes. Which site is in which cohort follows from the messages alone, never from the number
-of workers.
+cohorts go to worker processes, at least one to each. What a site computes does not depend on its cohort.
 """
 
 import multiprocessing
@@ -56,7 +55,7 @@ class InProcessGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
         self._node_configs = {node: dict(config) for node, config in enumerate(node_configs, start=2)}  # 1: server
         self._run_config = dict(run_config)
-        self._cohort = cohort
+        self._cohort, self._count = cohort, workers
         self._workers = _Workers(workers) if workers > 1 else None
         self._pending: dict[str, Message] = {}
         self._underway: dict[Future[list[RecordDict | str]], list[Message]] = {}
@@ -141,7 +140,7 @@ class InProcessGrid(Grid):
 
     def _cohorts(self, message_ids: Sequence[str]) -> Iterable[list[Message]]:
         """Yield messages in cohorts of about equal number; they are pending no more."""
-        count = -(-len(message_ids) // self._cohort)
+        count = max(-(-len(message_ids) // self._cohort), min(self._count, len(message_ids)))
         for index in range(count):
             yield [self._pending.pop(message_id) for message_id in message_ids[index::count]]
 
@@ -213,6 +212,6 @@ def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress],
     workers = config.workers or (os.cpu_count() or 1)
     if pick_device(config.device).type != "cpu":
         workers = 1  # the accelerator is the worker
-    workers = min(workers, -(-len(nodes) // cohort))
+    workers = min(workers, len(nodes))
     with InProcessGrid(nodes, flat, cohort=cohort, workers=workers) as grid:
         return run(grid, flat, engine="inprocess", on_progress=on_progress)

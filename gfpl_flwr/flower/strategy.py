@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
+from gfpl_flwr.flower.hosting import downloads, failure_in, hosted_sites, split_reply, uploads
 from gfpl_flwr.flower.ledger import Ledger
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
@@ -30,9 +31,10 @@ class QuorumError(RuntimeError):
 
 
 class VisitStrategy(Strategy):
-    """Runs an algorithm's visits: one train message to every site, one reply, one aggregation, for each visit.
+    """Runs an algorithm's visits: one train message to every node, one reply, one aggregation, for each visit.
 
-    Replies are matched to messages by id, checked one by one and sorted by site before anything is summed. A bad,
+    A node is one site, or hosts ``sites-per-node`` of them. Replies are matched to messages by id, checked one by
+    one, site by site, and the sites sorted before anything is summed. A bad,
     late, duplicate or missing reply costs that site's contribution and is recorded with its reason; the run goes
     on while a quorum answers. After every aggregation the visit is written to the run's folder and the server's
     state checkpointed.
@@ -67,7 +69,7 @@ class VisitStrategy(Strategy):
         self.on_progress = on_progress or (lambda progress: None)
         self.visits: Sequence[Visit] = algorithm.visits(config)
         self.state: dict[str, Tensor] = algorithm.initial()
-        self.sites: dict[int, SiteName] = {}  # node id to the site it answered for
+        self.sites: dict[int, Sequence[SiteName]] = {}  # node id to the sites it answered for
         self.expected = config.num_sites
         self._ledger = Ledger()
         self._current = 0
@@ -188,9 +190,9 @@ class VisitStrategy(Strategy):
         return max(1, math.ceil(self.config.quorum * self.expected - 1e-9))
 
     def _wait_for_nodes(self, grid: Grid) -> list[int]:
-        """Wait for every site before the first visit, later only for a quorum: a dead node delays nothing."""
+        """Wait for every node before the first visit, later only for a quorum: a dead node delays nothing."""
         start = time.monotonic()
-        wanted = self._quorum() if self.sites else max(1, self.expected)
+        wanted = self._nodes_of(self._quorum() if self.sites else max(1, self.expected))
         nodes, since = sorted(grid.get_node_ids()), start
         while time.monotonic() - start < self.config.node_deadline:
             # Where nobody said how many there will be, nodes may still be on their way.
@@ -202,13 +204,18 @@ class VisitStrategy(Strategy):
             since = since if nodes == before else time.monotonic()
         if not self.config.num_sites:
             self.expected = max(self.expected, len(nodes))
-        if len(nodes) < self._quorum():
+        if len(nodes) < self._nodes_of(self._quorum()):
+            each = self.config.sites_per_node
+            shared = f" / sites-per-node = {self._nodes_of(self.expected)}" if each > 1 else ""
             raise QuorumError(
-                f"{len(nodes)} of {self.expected or 'any'} nodes connected within node-deadline = "
+                f"{len(nodes)} of {self._nodes_of(self.expected) or 'any'} nodes connected within node-deadline = "
                 f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
-                "in simulation num-supernodes must be num-sites"
+                f"in simulation num-supernodes must be num-sites{shared}"
             )
         return nodes
+
+    def _nodes_of(self, sites: int) -> int:
+        return -(-sites // self.config.sites_per_node)
 
     def _exchange(self, grid: Grid, messages: list[Message]) -> None:
         size = size_of(messages[0])  # all carry the same content
@@ -228,38 +235,84 @@ class VisitStrategy(Strategy):
                 time.sleep(0.1)
 
     def _receive(self, message: Message) -> None:
-        """Check one reply; a bad one is recorded and left out."""
+        """Check one reply, site by site; a bad one is recorded and left out."""
         ledger, answered = self._ledger, message.metadata.reply_to_message_id
         if answered in ledger.answered:
             return  # delivered twice
         ledger.answered.add(answered)
         # Errors of Flower's own come from its server, not from the node: the message they answer says which it is.
-        node, _ = ledger.sent.get(answered, (message.metadata.src_node_id, Size()))
-        name = self.sites.get(node, f"node {node}")
+        node, down = ledger.sent.get(answered, (message.metadata.src_node_id, Size()))
         if message.has_error():
-            ledger.fail(name, f"{message.error.reason} (code {message.error.code})")
+            for name in self._names(node):
+                ledger.fail(name, f"{message.error.reason} (code {message.error.code})")
             return
         size = size_of(message)
         ledger.up += size
         try:
-            answer = decode_reply(message.content)
-            self._check(answer, node)
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
-            ledger.fail(name, f"{type(error).__name__}: {error}")
+            groups = split_reply(message.content, sites_per_node=self.config.sites_per_node)
+        except ValueError as error:
+            for name in self._names(node):
+                ledger.fail(name, f"ValueError: {error}")
             return
-        self.sites[node] = answer.site
-        ledger.good[answer.site] = (answer, size)
-        if answer.started_from == 0 and self._current > 1:
-            logger.warning("site %s has no model of an earlier visit: it started from the initial one", answer.site)
+        checked = [self._checked(group, node, place) for place, group in enumerate(groups)]
+        names = self._names(node)  # now that it may have said which it is
+        for place, outcome in enumerate(checked):
+            if isinstance(outcome, str):
+                ledger.fail(names[place] if place < len(names) else f"node {node}", outcome)
+        for name in names[len(groups) :]:
+            ledger.fail(name, "the reply of its node has nothing of it")
+        sound = {place: answer for place, answer in enumerate(checked) if isinstance(answer, SiteReply)}
+        if not sound:
+            return
+        ups = uploads(message.content, len(groups), first=min(sound)) if len(groups) > 1 else [size]
+        for (place, answer), share in zip(sound.items(), downloads(down, len(sound)), strict=True):
+            ledger.good[answer.site] = (answer, ups[place], share)
+            if answer.started_from == 0 and self._current > 1:
+                logger.warning(
+                    "site %s has no model of an earlier visit: it started from the initial one", answer.site
+                )
 
-    def _check(self, answer: SiteReply, node: int) -> None:
+    def _names(self, node: int) -> Sequence[SiteName]:
+        """Return the sites of a node; before it has said which they are, its own name for each."""
+        return self.sites.get(node, [f"node {node}"] * self.config.sites_per_node)
+
+    def _checked(self, group: RecordDict, node: int, place: int) -> SiteReply | str:
+        """Return one site's reply, or why it is left out; remember which sites a node has that told the truth."""
+        try:
+            failure = failure_in(group) if self.config.sites_per_node > 1 else None
+            if failure is not None:
+                self.sites[node] = self._identified(failure.site, node, place)
+                return failure.reason
+            answer = decode_reply(group)
+            hosted = self._check(answer, node, place)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        self.sites[node] = hosted
+        return answer
+
+    def _identified(self, site: SiteName, node: int, place: int) -> Sequence[SiteName]:
+        """Return the sites of the node that this site is of, if it is the one in this place."""
+        if site in self._ledger.good:
+            raise ValueError(f"site {site} answered already: two nodes have the same partition-id or site")
+        each = self.config.sites_per_node
+        hosted: Sequence[SiteName] = self.sites.get(node, ())
+        if not hosted and each == 1:
+            hosted = [site]
+        elif not hosted:
+            if not isinstance(site, int) or not 0 <= site < self.expected:
+                raise ValueError(f"says it is site {site}, expected a number below num-sites = {self.expected}")
+            hosted = hosted_sites(site // each, self.config)
+        if place >= len(hosted):
+            raise ValueError(f"says it is site {site}, but its node hosts no more than {len(hosted)} sites")
+        if hosted[place] != site:
+            raise ValueError(f"says it is site {site}, but it was site {hosted[place]}")
+        return hosted
+
+    def _check(self, answer: SiteReply, node: int, place: int) -> Sequence[SiteName]:
         visit = self.visits[self._current - 1]
         if (answer.run, answer.visit) != (self.folder.key, visit.index):
             raise ValueError(f"answers visit {answer.visit} of run {answer.run!r}, expected visit {visit.index}")
-        if answer.site in self._ledger.good:
-            raise ValueError(f"site {answer.site} answered already: two nodes have the same partition-id or site")
-        if self.sites.get(node, answer.site) != answer.site:
-            raise ValueError(f"says it is site {answer.site}, but it was site {self.sites[node]}")
+        hosted = self._identified(answer.site, node, place)
         rounds = {counts.round for counts in answer.reply.accuracy}
         if not rounds <= {visit.first_round - 1, *visit.rounds}:
             raise ValueError(f"evaluated rounds {sorted(rounds)[:9]}, the visit covers {visit.rounds}")
@@ -270,17 +323,17 @@ class VisitStrategy(Strategy):
             self.algorithm.check_reply(answer.reply, feature_dim=self.feature_dim, num_classes=known)
         elif answer.reply.tensors:
             raise ValueError(f"tensors came that nobody asked for: {', '.join(answer.reply.tensors)}")
+        return hosted
 
     def _note_missing(self) -> None:
         ledger = self._ledger
         sent = {node for node, _ in ledger.sent.values()}
         heard = ledger.good.keys() | {name for name, _ in ledger.failures}
         for node in sorted(sent | self.sites.keys()):
-            name = self.sites.get(node, f"node {node}")
-            if name in heard:
-                continue
             late = f"no reply within visit-deadline = {self.config.visit_deadline:g} s"
-            ledger.fail(name, late if node in sent else "not connected when the visit began")
+            for name in self._names(node):
+                if name not in heard:
+                    ledger.fail(name, late if node in sent else "not connected when the visit began")
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
 

@@ -8,6 +8,7 @@ the others: on a processor the results are the same to the bit whatever the numb
 
 import copy
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from gfpl_flwr.models.stacked_layers import (
     StackedBatchNorm2d,
     StackedConv2d,
     StackedLayer,
+    stack_layers,
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -88,7 +90,7 @@ class Stack:
         for layer in self._layers.values():
             layer.select(sites)
         self.active = {
-            f"{path}.{name}": getattr(layer, name)
+            f"{path}.{name}": layer.value(name)
             for path, layer in self._layers.items()
             for name in layer.parameter_names
         }
@@ -134,7 +136,7 @@ class Stack:
                 for path, layer in self._layers.items():
                     original = self.models[site].get_submodule(path)
                     for name, values in layer.whole.items():
-                        getattr(original, name).copy_(layer.original(name, values[site]))
+                        attrgetter(name)(original).copy_(layer.original(name, values[site]))
 
 
 def _stacked(models: Sequence[M], path: str, layers: "dict[str, StackedLayer]") -> M:
@@ -142,7 +144,7 @@ def _stacked(models: Sequence[M], path: str, layers: "dict[str, StackedLayer]") 
     first = models[0]
     if any(type(model) is not type(first) for model in models):
         raise CannotStackError(f"{path} is a {type(first).__name__} in one model and something else in another")
-    for name, value in (*first.named_parameters(recurse=False), *first.named_buffers(recurse=False)):
+    for name, value in _own_values(first).items():
         if isinstance(value, nn.Parameter) or not all(torch.equal(getattr(model, name), value) for model in models):
             raise CannotStackError(f"{path}.{name} of a {type(first).__name__} is no weight of a layer that stacks")
     twin = copy.copy(first)  # a deep copy would take longer than a step of training
@@ -150,10 +152,13 @@ def _stacked(models: Sequence[M], path: str, layers: "dict[str, StackedLayer]") 
     for name, child in first.named_children():
         at = f"{path}.{name}" if path else name
         siblings = [model.get_submodule(name) for model in models]
-        kind = STACKED.get(type(child))
-        if kind is None:
-            setattr(twin, name, _stacked(siblings, at, layers))
-        else:
-            layers[at] = layer = kind(siblings, at.startswith(_EXTRACTOR))
+        if type(child) in STACKED or (len(models) == 1 and _own_values(child)):
+            layers[at] = layer = stack_layers(siblings, folded=at.startswith(_EXTRACTOR))
             setattr(twin, name, layer)
+        else:
+            setattr(twin, name, _stacked(siblings, at, layers))
     return twin
+
+
+def _own_values(module: nn.Module) -> dict[str, Tensor]:
+    return dict((*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))

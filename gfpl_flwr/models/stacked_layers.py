@@ -1,6 +1,8 @@
 """Layers of many models of one shape as one layer, each model with its own weights."""
 
+import copy
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class StackedLayer(nn.Module):
         self.buffer_names = [name for name, _ in layers[0].named_buffers()]
         with torch.no_grad():
             self.whole = {
-                name: torch.stack([self.original(name, getattr(layer, name)) for layer in layers])
+                name: torch.stack([self.original(name, attrgetter(name)(layer)) for layer in layers])
                 for name in (*self.parameter_names, *self.buffer_names)
             }
 
@@ -39,6 +41,11 @@ class StackedLayer(nn.Module):
         for name, values in self._selected.items():
             # Leaves already have their working shape: views made in each step would cost a device a tenth of it.
             setattr(self, name, self.active_shape(name, values).requires_grad_(name in self.parameter_names))
+
+    def value(self, name: str) -> Tensor:
+        """Return a parameter of the active sites."""
+        value: Tensor = getattr(self, name)
+        return value
 
     def keep(self, sites: Tensor) -> None:
         """Keep what was done on the active sites, which were selected by these indices."""
@@ -174,6 +181,46 @@ class StackedBatchNorm2d(StackedLayer):
             self.num_batches_tracked += 1
         statistics = self.running_mean, self.running_var
         return F.batch_norm(inputs, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+class SingleLayer(StackedLayer):
+    """The layer of one model, whatever it is: what does not stack can still be trained alone."""
+
+    def __init__(self, layers: Sequence[nn.Module], folded: bool) -> None:
+        (layer,) = layers
+        super().__init__(layers, folded)
+        self.layer = copy.deepcopy(layer)
+        self.whole = {
+            name: value.detach()[None]
+            for name, value in (*self.layer.named_parameters(), *self.layer.named_buffers())
+        }
+
+    def select(self, sites: slice | Tensor) -> None:
+        """Nothing: there is one model, and its values are the layer's own."""
+
+    def value(self, name: str) -> Tensor:
+        """Return the layer's own parameter."""
+        return self.layer.get_parameter(name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map the inputs of the model."""
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+def stack_layers(layers: Sequence[nn.Module], *, folded: bool) -> StackedLayer:
+    """Return layers of one kind as one.
+
+    Raises:
+        CannotStackError: there are several, and none of that kind is known.
+    """
+    kind = STACKED.get(type(layers[0]), SingleLayer)
+    try:
+        return kind(layers, folded)
+    except CannotStackError:
+        if len(layers) > 1:
+            raise
+        return SingleLayer(layers, folded)
 
 
 STACKED: dict[type[nn.Module], Callable[..., StackedLayer]] = {

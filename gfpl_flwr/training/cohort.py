@@ -173,4 +173,4 @@ class _Epoch:
         pixels = dataclasses.replace(images, images=self.values).pixels(across, windows=windows)
         steps, sites, batch = block.shape
         folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
-        return folded.contiguous(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])
+        return folded.clone(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])

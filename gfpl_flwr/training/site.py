@@ -45,8 +45,9 @@ class Images:
             images = cut_windows(images, windows)
         return (images.float() / 255 - self.mean) / self.std
 
-    def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pixels, labels) in order, a batch at a time."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (pixels, labels) in order, as many at a time as a core's cache holds or an accelerator likes."""
+        size = 64 if self.labels.device.type == "cpu" else 1024
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             yield self.pixels(rows), self.labels[rows]
@@ -107,7 +108,7 @@ def features_of(model: SplitModel, data: Images) -> Tensor:
     """Return the features (N, D) of a site's images as inference sees them: evaluation mode, no augmentation."""
     model.eval()
     layout = memory_format(model)
-    parts = [model.extractor(pixels.contiguous(memory_format=layout)) for pixels, _ in data.batches()]
+    parts = [model.extractor(pixels.clone(memory_format=layout)) for pixels, _ in data.batches()]
     return torch.cat(parts) if parts else data.mean.new_empty(0, model.feature_dim)
 
 
@@ -125,7 +126,7 @@ def evaluate(model: SplitModel, test: Images, *, round: int, phase: str) -> Coun
     total = torch.zeros(model.num_classes, dtype=torch.int64)
     correct: dict[str, Tensor] = {}
     for pixels, labels in test.batches():
-        heads = model(pixels.contiguous(memory_format=layout))
+        heads = model(pixels.clone(memory_format=layout))
         for head, scores in heads.items():
             right, seen = count_correct(scores.argmax(1), labels, model.num_classes)
             correct[head] = correct.get(head, torch.zeros_like(total)) + right.cpu()

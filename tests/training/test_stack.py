@@ -264,9 +264,24 @@ class Scale(nn.Module):
     ],
     ids=repr,
 )
-def test_layers_that_do_not_stack_are_refused(layer):
+def test_layers_that_do_not_stack_are_refused_and_can_be_trained_alone(layer):
+    models = [SplitModel(nn.Sequential(layer, nn.Flatten()), 4 * 9, 2) for layer in (layer, copy.deepcopy(layer))]
     with pytest.raises(CannotStackError, match=r"does not stack|no weight of a layer that stacks"):
-        Stack([SplitModel(nn.Sequential(layer), 4, 2)])
+        Stack(models)
+    stack = Stack(models[:1])
+    stack.network.eval()
+    channels = getattr(layer, "in_channels", 4)
+    pixels = torch.randn(2, channels, 5, 5)
+    with torch.no_grad():
+        for value in stack.active.values():
+            value += 1.0
+        before = models[0].extractor.eval()(pixels).clone()
+        stack.write_back([0])
+        after = models[0].extractor(pixels)
+        if stack.active.keys() - stack.head_weights.keys():
+            assert not torch.allclose(before, after)
+        folded = stack.network.extractor(pixels)
+    torch.testing.assert_close(folded, after)
 
 
 @pytest.mark.parametrize(
