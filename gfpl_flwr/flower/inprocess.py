@@ -115,9 +115,8 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies of a cohort that is done, or handle the oldest of these messages and reply."""
         if self._workers is None:
-            for cohort in self._cohorts(
-                [message_id for message_id in self._pending if message_id in set(message_ids)]
-            ):
+            wanted = set(message_ids)
+            for cohort in self._cohorts([message_id for message_id in self._pending if message_id in wanted]):
                 return [reply_to(*pair) for pair in zip(cohort, answer(self._asks(cohort)), strict=True)]
             return []
         done, _ = wait(self._underway, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -199,7 +198,7 @@ def run_in_process(flat: Mapping[str, Any], *, on_progress: Callable[[Progress],
 
     Args:
         flat: the run's flat configuration; ``num-sites = 0`` means :data:`DEFAULT_SITES`.
-        on_progress: called after every reply and every visit; they are logged by default.
+        on_progress: called when replies came and after every visit; they are logged by default.
 
     Returns:
         The run's folder.

@@ -46,7 +46,7 @@ def run(
         grid: Flower's, or the in-process one.
         flat: the run's flat configuration.
         engine: ``"flower"`` or ``"inprocess"``, for the record.
-        on_progress: called after every reply and every visit; they are logged by default.
+        on_progress: called when replies came and after every visit; they are logged by default.
 
     Returns:
         The run's folder.

@@ -48,7 +48,7 @@ class VisitStrategy(Strategy):
         folder: of the run.
         feature_dim: D.
         num_classes: C; None where only the sites know.
-        on_progress: called after every reply and every visit.
+        on_progress: called when replies came and after every visit.
     """
 
     def __init__(
@@ -230,6 +230,7 @@ class VisitStrategy(Strategy):
             for message in came:
                 waiting.discard(message.metadata.reply_to_message_id)
                 self._receive(message)
+            if came:
                 self._tell(done=False)
             if waiting and not came:
                 time.sleep(0.1)
