@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gfpl_flwr.core.bhattacharyya import Gaussians
 from gfpl_flwr.core.fusion_search import (
-    COMPILED_FROM_ROWS,
     Merge,
     Search,
     discriminating,
@@ -22,6 +21,9 @@ from gfpl_flwr.core.prototypes import GaussianPrototypes
 
 Scale = Literal["mean", "sum"]
 
+# Rows of one class from which on its stream goes through compiled loops. How many more will come is not known; with
+# as many sites as these take, compiling costs a server seconds once in a run.
+COMPILED_FROM_ROWS = 128
 # Components that a class has room for at first; the room is doubled when it is full.
 _FIRST_ROOM = 8
 # From so many components on it pays to look first at the coordinates that tell them apart.
