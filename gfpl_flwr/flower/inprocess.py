@@ -173,11 +173,10 @@ class _Workers:
     def end(self) -> None:
         if self._pool is not None:
             mine = [child for child in multiprocessing.active_children() if child not in self._others]
-            self._pool.shutdown(wait=False, cancel_futures=True)
             for child in mine:
                 child.terminate()
-            for child in mine:
-                child.join()
+            # The pool reaps its own: two threads that wait for one process take its end from each other.
+            self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
 
