@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +47,20 @@ class Draws:
     augment: torch.Generator | None = None
 
 
-Step = tuple[Tensor, Tensor, list[Tensor]]
-"""What a stack takes in a step of the active sites: inputs, labels (S, B) and a mask for each dropout layer."""
+class Step(NamedTuple):
+    """What a stack takes in a step of the active sites.
+
+    Attributes:
+        inputs: folded images (B, S channels, H, W), or features (S, B, D).
+        labels: (S, B).
+        masks: one for each dropout layer.
+        beside: features (S, B, D) and labels (S, B) that go with the step; empty where none do.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    masks: Sequence[Tensor]
+    beside: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,11 +107,21 @@ class Cohort:
         data: of each site, those with more whole batches first; all images or all features.
         stack: the network that will be trained, in the mode in which it will be.
         draws: of each site.
+        beside: of each site as many labelled features as it has samples, of which each step takes as many as it takes
+            samples, in the order given; empty where steps take samples alone.
     """
 
-    def __init__(self, data: Sequence[Images | Samples], stack: Stack, draws: Sequence[Draws]) -> None:
+    def __init__(
+        self,
+        data: Sequence[Images | Samples],
+        stack: Stack,
+        draws: Sequence[Draws],
+        beside: Sequence[Samples] = (),
+    ) -> None:
         self.stack = stack
         self.draws = draws
+        fields = ("features", "labels") if beside else ()
+        self.beside = [torch.cat([getattr(part, field) for part in beside]) for field in fields]
         self.images = data[0] if isinstance(data[0], Images) else None
         self.lengths = [len(part) for part in data]
         self.starts = [sum(self.lengths[:index]) for index in range(len(data))]
@@ -141,6 +164,7 @@ class _Epoch:
     def __init__(self, cohort: Cohort, rows: Tensor) -> None:
         self.images = cohort.images
         self.stack = cohort.stack
+        self.beside = cohort.beside
         self.values, self.labels = cohort.values[rows], cohort.labels[rows]
         layers = cohort.stack.dropout if cohort.stack.network.training else []
         drawn = [
@@ -160,17 +184,39 @@ class _Epoch:
         """Yield the samples at positions (steps, S, B), step by step."""
         of_step = positions[0].numel() * self.values[0].numel()
         for block in torch.split(positions, max(1, _BLOCK // of_step)):
-            inputs = self.values[block] if self.images is None else self._pixels(self.images, block)
+            inputs = self._inputs(block)
             masks = self.stack.arrange([mask[block] for mask in self.masks])
-            yield from zip(
-                inputs, self.labels[block], zip(*masks, strict=True) if masks else [()] * len(block), strict=True
+            beside = [values[block] for values in self.beside]
+            nothing: list[Sequence[Tensor]] = [()] * len(block)
+            yield from map(
+                Step,
+                inputs,
+                self.labels[block],
+                zip(*masks, strict=True) if masks else nothing,
+                zip(*beside, strict=True) if beside else nothing,
             )
 
-    def _pixels(self, images: Images, block: Tensor) -> Tensor:
-        """Return the images of some steps (steps, B, S channels, H, W), in the layout of the stack."""
-        across = block.transpose(1, 2).flatten()  # the sites are channels of one batch
-        windows = None if self.windows is None else self.windows[across]
-        pixels = dataclasses.replace(images, images=self.values).pixels(across, windows=windows)
-        steps, sites, batch = block.shape
-        folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
-        return folded.clone(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])
+    def _inputs(self, block: Tensor) -> Tensor:
+        if self.images is None:
+            return self.values[block]
+        images = dataclasses.replace(self.images, images=self.values)
+        return fold(images, block, self.stack.layout, windows=self.windows)
+
+
+def fold(images: Images, rows: Tensor, layout: torch.memory_format, *, windows: Tensor | None = None) -> Tensor:
+    """Return images as a stack takes them, with the sites as channels.
+
+    Args:
+        images: of all sites; the labels are not looked at.
+        rows: which, (steps, S, B).
+        layout: memory format of each step.
+        windows: for each image what to crop and whether to flip; None for the whole image.
+
+    Returns:
+        Normalised float32 (steps, B, S channels, H, W).
+    """
+    steps, sites, batch = rows.shape
+    across = rows.transpose(1, 2).flatten()
+    pixels = images.pixels(across, windows=None if windows is None else windows[across])
+    folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
+    return folded.clone(memory_format=layout).view(steps, batch, *folded.shape[1:])

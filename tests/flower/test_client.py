@@ -33,7 +33,7 @@ def site_of(name: str, **options: Any) -> Site:
     flat = {"dataset": name, "partition": "own"} | {key.replace("_", "-"): value for key, value in options.items()}
     config, algorithm = parse_run(flat)
     dataset = noise(name)
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     return build_site(config, dataset, model, "here", None, 1, CPU)
 
 
@@ -167,7 +167,7 @@ def test_killing_and_restoring_a_site_between_visits_changes_nothing(small, tmp_
     dataset = open_dataset(config, Path(flat["data-dir"]))
     algorithm = algorithm.resolve(config, dataset.num_classes)
     keys = range(config.num_sites)
-    models = {key: initial_model(config, algorithm, dataset) for key in keys}
+    models = {key: initial_model(config, algorithm, dataset.image_shape, dataset.num_classes) for key in keys}
     sites = {key: build_site(config, dataset, models[key], key, key, len(keys), CPU) for key in keys}
     state = algorithm.initial()
     visits = schedule(algorithm, flat)
@@ -242,7 +242,7 @@ def test_label_counts_are_told_only_by_a_site_that_shares_them(small):
     )
     config, algorithm = parse_run(small)
     dataset = open_dataset(config, Path(small["data-dir"]))
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     site = build_site(config, dataset, model, 0, 0, 4, CPU)
     labels, counts = site.train.labels.unique(return_counts=True)
     assert dict(shared.label_counts) == dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -253,7 +253,7 @@ def test_label_counts_are_told_only_by_a_site_that_shares_them(small):
 def test_sites_of_one_seed_hold_different_rows_of_the_common_data(small):
     config, algorithm = parse_run(small)
     dataset = open_dataset(config, Path(small["data-dir"]))
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     sites = [build_site(config, dataset, model, key, key, 4, CPU) for key in range(4)]
     rows = [{tuple(image.flatten().tolist()) for image in site.train.images} for site in sites]
     for key, held in enumerate(rows):
