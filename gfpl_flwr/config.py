@@ -53,8 +53,11 @@ def key_of(field_name: str, section: str = "") -> str:
 
 
 def keys_of(cls: type, section: str = "") -> dict[str, "dataclasses.Field[Any]"]:
-    """Return every configuration key of a dataclass of options, in the order of declaration."""
-    return {key_of(field.name, section): field for field in dataclasses.fields(cls)}
+    """Return every configuration key of a dataclass of options, in the order of declaration.
+
+    A field that was not declared with :func:`option` is no option.
+    """
+    return {key_of(field.name, section): field for field in dataclasses.fields(cls) if "help" in field.metadata}
 
 
 def _allowed(field: "dataclasses.Field[Any]") -> str:
@@ -129,7 +132,7 @@ class RunConfig:
     ``0`` and ``"auto"`` mean: the value that fits the data set, see :mod:`gfpl_flwr.dataset_settings`.
     """
 
-    algorithm: str = option("gfpl", "The method to run: gfpl or local.")
+    algorithm: str = option("gfpl", "The method to run, see gfpl_flwr/algorithms.")
     preset: str = option(
         "default",
         "paper compares the summed distance with the fusion threshold, as the paper writes it.",
@@ -182,7 +185,9 @@ class RunConfig:
     momentum: float = option(0.5, "Momentum of SGD; it starts at zero in every round.", at_least=0, below=1)
     weight_decay: float = option(0.0, "L2 penalty of SGD.", at_least=0)
     head: str = option(
-        "classifier", "Inference head whose accuracy is reported.", choices=("classifier", "etf", "sum")
+        "classifier",
+        "Inference head whose accuracy is reported: etf and sum of gfpl, the prototypes of fedproto.",
+        choices=("classifier", "etf", "sum", "prototype", "own-prototype"),
     )
     share_label_counts: bool = option(
         True, "Sites tell how many training samples of each class they have; see gfpl.share-counts."

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gfpl_flwr.config import RunConfig
-from gfpl_flwr.models import SplitModel
+from gfpl_flwr.models import SplitModel, seeded_init
 from gfpl_flwr.site_names import SiteName
 from gfpl_flwr.training import Counts, Site, Steps, alone
 
@@ -67,6 +67,16 @@ class Reply:
     site: SiteName = 0
 
 
+def every_round(rounds: int) -> list[Visit]:
+    """Return the schedule of a method that exchanges after every round.
+
+    Visit t covers round t and brings what was aggregated after the round before. The first brings nothing, since
+    every site builds the same initial model from the seed; one more brings what was aggregated after the last round.
+    """
+    visits = [Visit(round, round, round, download=round > 1, upload=True) for round in range(1, rounds + 1)]
+    return [*visits, Visit(rounds + 1, rounds + 1, rounds, download=True)]
+
+
 class Algorithm(ABC):
     """A federated method. Subclasses are frozen dataclasses whose fields are its hyper-parameters."""
 
@@ -78,6 +88,9 @@ class Algorithm(ABC):
 
     knows_model: ClassVar[bool] = False
     """Whether the server's half needs the shape of the model, and so that of the images and the classes."""
+
+    heads: ClassVar[tuple[str, ...]] = ("classifier",)
+    """The inference heads whose accuracy it can report."""
 
     by_site: ClassVar[bool] = False
     """Whether sites are handed down different tensors."""
@@ -94,7 +107,6 @@ class Algorithm(ABC):
         """
         return self
 
-    @abstractmethod
     def build_model(
         self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
     ) -> SplitModel:
@@ -106,7 +118,11 @@ class Algorithm(ABC):
             num_classes: C.
             dropout: share of the features dropped before the classifier.
             seed: of the heads' initial weights; another one than the extractor's.
+
+        Returns:
+            Extractor and linear classifier, unless a method has other heads.
         """
+        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=dropout), seed)
 
     @abstractmethod
     def visits(self, config: RunConfig) -> list[Visit]:

@@ -60,6 +60,7 @@ class GFPL(Algorithm):
     """
 
     name: ClassVar[str] = "gfpl"
+    heads: ClassVar[tuple[str, ...]] = ("classifier", "etf", "sum")
     state_name: ClassVar[str] = "prototypes"
 
     first_exchange: int = option(30, "T0: first round after which prototypes are exchanged.", at_least=1)

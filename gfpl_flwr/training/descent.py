@@ -53,7 +53,8 @@ class Descent(Work):
         beside: as many labelled features as there is data; each step has as many of them as samples, in their order.
         pull: mu of FedProx, see :class:`SGD`; it is no part of the mean loss.
         calibration: a step of the heads after every step.
-        extractor_alone: leave the heads as they are; on images only.
+        trained: names of the weights that move; None for the whole model, or for its heads on features.
+        turn: tells the random numbers of this descent from those of another in the same round.
     """
 
     site: Site
@@ -66,7 +67,8 @@ class Descent(Work):
     beside: Samples | None = None
     pull: float = 0.0
     calibration: Calibration | None = None
-    extractor_alone: bool = False
+    trained: tuple[str, ...] | None = None
+    turn: str = ""
 
     def kind(self) -> Hashable:
         """Return the shape of the model and everything that steps of one loop share."""
@@ -74,7 +76,7 @@ class Descent(Work):
         return (
             network_kind(self.site),
             (type(self.data), min(len(self.data), 2), self.loss, self.epochs, self.phase),
-            (shapes, self.beside is None, self.pull, self.calibration, self.extractor_alone),
+            (shapes, self.beside is None, self.pull, self.calibration, self.trained, self.turn),
             (self.site.config, self.site.batch_size, self.site.augment),
         )
 
@@ -102,8 +104,8 @@ def _descend(works: Sequence[Descent]) -> list[float | Exception]:
     cohort = Cohort([work.data for work in works], stack, [_draws(work) for work in works], beside)
     constants = {name: torch.stack([work.constants[name] for work in works]) for name in first.constants}
     trained = stack.weights if on_images else stack.head_weights
-    if first.extractor_alone:
-        trained = {name: values for name, values in trained.items() if name not in stack.head_weights}
+    if first.trained is not None:
+        trained = {name: trained[name] for name in first.trained}
     sgd = SGD(
         stack,
         trained,
@@ -158,8 +160,8 @@ def _gradients(losses: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _draws(work: Descent) -> Draws:
-    site, round = work.site, work.round
+    site, round, turn = work.site, work.round, work.turn
     if not isinstance(work.data, Images):
-        return Draws(site.generator(round, work.phase))
-    augment = site.generator(round, "augment") if site.augment else None
-    return Draws(site.generator(round, "shuffle"), site.device_generator(round, "dropout"), augment)
+        return Draws(site.generator(round, turn + work.phase))
+    augment = site.generator(round, turn + "augment") if site.augment else None
+    return Draws(site.generator(round, turn + "shuffle"), site.device_generator(round, turn + "dropout"), augment)

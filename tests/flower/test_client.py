@@ -1,5 +1,7 @@
 """A site as its ClientApp builds it: identity, folders, model, data; and that a restart changes nothing."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +171,16 @@ def test_killing_and_restoring_a_site_between_visits_changes_nothing(small, tmp_
     keys = range(config.num_sites)
     models = {key: initial_model(config, algorithm, dataset.image_shape, dataset.num_classes) for key in keys}
     sites = {key: build_site(config, dataset, models[key], key, key, len(keys), CPU) for key in keys}
-    state = algorithm.initial()
+    state = algorithm.initial(copy.deepcopy(models[0]))
     visits = schedule(algorithm, flat)
     assert len(visits) > 1
     for visit in visits:
-        down = state if visit.download else {}
         replies = []
         for key in keys:
+            down = algorithm.downlink(state, key) if visit.download else {}
             kept = algorithm.visit(sites[key], down, visit)
             assert_same(answered(ask(flat, {"partition-id": key}, visit, down)), kept)
-            replies.append(kept)
+            replies.append(replace(kept, site=key))
         if visit.upload:
             state = algorithm.aggregate(state, replies)
     for key in keys:
@@ -192,10 +194,10 @@ def test_killing_and_restoring_a_site_between_visits_changes_nothing(small, tmp_
 def test_a_visit_that_is_asked_for_again_is_answered_the_same(small, name):
     flat = small | {"algorithm": name, "num-sites": 2}
     config, algorithm = parse_run(flat)
-    state, node = algorithm.initial(), {"partition-id": 1}
-    algorithm = algorithm.resolve(config, 10)
+    algorithm, node = algorithm.resolve(config, 10), {"partition-id": 1}
+    state = algorithm.initial(initial_model(config, algorithm, (1, 8, 8), 10))
     for visit in schedule(algorithm, flat):
-        down = state if visit.download else {}
+        down = algorithm.downlink(state) if visit.download else {}
         reply = answered(ask(flat, node, visit, down))
         assert_same(answered(ask(flat, node, visit, down)), reply)
         if visit.upload:

@@ -162,11 +162,12 @@ def test_a_whole_visit_is_the_same_alone_and_beside_others(site_of, name):
     config, algorithm = parse_run({key.replace("__", ".").replace("_", "-"): value for key, value in options.items()})
     algorithm = algorithm.resolve(config, 5)
     ours, theirs = ([site_of(key, 20 + 7 * key, **options) for key in range(4)] for _ in range(2))
-    state = algorithm.initial()
+    state = algorithm.initial(copy.deepcopy(ours[0].model))
     for visit in algorithm.visits(config):
-        down = state if visit.download else {}
-        replies = together([algorithm.steps(site, down, visit) for site in ours])
-        for reply, site in zip(replies, theirs, strict=True):
+        downs = [algorithm.downlink(state, site.key) if visit.download else {} for site in ours]
+        halves = [algorithm.steps(site, down, visit) for site, down in zip(ours, downs, strict=True)]
+        replies = [replace(reply, site=site.key) for reply, site in zip(together(halves), ours, strict=True)]
+        for reply, site, down in zip(replies, theirs, downs, strict=True):
             expected = algorithm.visit(site, down, visit)
             assert reply.diagnostics == expected.diagnostics
             for counts, others in zip(reply.accuracy, expected.accuracy, strict=True):
