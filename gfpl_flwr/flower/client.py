@@ -216,7 +216,7 @@ def _begin(ask: Ask) -> _Begun:
     device = pick_device(config.device)
     model = copy.deepcopy(initial).to(device)
     store = SiteStore(node.state_dir / order.run / f"site-{node.site}")
-    saved = store.load(before=order.visit.index)
+    saved = store.load(before=order.visit.index) if algorithm.remembers else None
     if saved is not None:
         model.load_state_dict(dict(saved.model))
     site = build_site(config, dataset, model, node.site, node.partition_id, node.num_partitions, device)
@@ -225,7 +225,9 @@ def _begin(ask: Ask) -> _Begun:
 
 def _finish(visit: _Begun, reply: Reply) -> RecordDict:
     site, order = visit.site, visit.order
-    visit.store.save(SavedSite(order.visit.index, own_state(site.model)))
+    # The last visit, which sends nothing, leaves every site the model that the run was for.
+    if visit.algorithm.remembers or not order.visit.upload:
+        visit.store.save(SavedSite(order.visit.index, own_state(site.model)))
     labels = Counter(site.train.labels.tolist()) if site.config.share_label_counts else {}
     return encode_reply(
         SiteReply(site.key, order.run, order.visit.index, reply, dict(sorted(labels.items())), visit.started_from)

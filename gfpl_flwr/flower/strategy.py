@@ -280,7 +280,7 @@ class VisitStrategy(Strategy):
         ups = uploads(message.content, len(groups), first=min(sound)) if len(groups) > 1 else [size]
         for (place, answer), share in zip(sound.items(), downloads(down, len(sound)), strict=True):
             ledger.good[answer.site] = (answer, ups[place], share)
-            if answer.started_from == 0 and self._current > 1:
+            if answer.started_from == 0 and self._current > 1 and self.algorithm.remembers:
                 logger.warning(
                     "site %s has no model of an earlier visit: it started from the initial one", answer.site
                 )
