@@ -102,8 +102,8 @@ class Cohort:
         self.images = data[0] if isinstance(data[0], Images) else None
         self.lengths = [len(part) for part in data]
         self.starts = [sum(self.lengths[:index]) for index in range(len(data))]
-        self.labels = torch.cat([part.labels for part in data])
-        self.values = torch.cat([part.images if isinstance(part, Images) else part.features for part in data])
+        self.labels = _joined([part.labels for part in data])
+        self.values = _joined([part.images if isinstance(part, Images) else part.features for part in data])
         self.device = self.labels.device
 
     def epoch(self, size: int) -> Iterator[Run]:
@@ -135,13 +135,19 @@ class Cohort:
         return [(rest, [site for site, its in enumerate(left) if its == rest]) for rest in sorted(set(left) - {0})]
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join the rows of all sites; those of one site stay where they are, on a device in a file mapped into memory."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 class _Epoch:
-    """All samples of an epoch, site after site, each site's in the order of its batches."""
+    """The samples of an epoch, site after site, each site's in the order of its batches; fetched block by block."""
 
     def __init__(self, cohort: Cohort, rows: Tensor) -> None:
         self.images = cohort.images
         self.stack = cohort.stack
-        self.values, self.labels = cohort.values[rows], cohort.labels[rows]
+        self.rows = rows
+        self.values, self.labels = cohort.values, cohort.labels[rows]
         layers = cohort.stack.dropout if cohort.stack.network.training else []
         drawn = [
             [layer.draw(length, draws.dropout) for layer in layers]
@@ -160,7 +166,7 @@ class _Epoch:
         """Yield the samples at positions (steps, S, B), step by step."""
         of_step = positions[0].numel() * self.values[0].numel()
         for block in torch.split(positions, max(1, _BLOCK // of_step)):
-            inputs = self.values[block] if self.images is None else self._pixels(self.images, block)
+            inputs = self.values[self.rows[block]] if self.images is None else self._pixels(self.images, block)
             masks = self.stack.arrange([mask[block] for mask in self.masks])
             yield from zip(
                 inputs, self.labels[block], zip(*masks, strict=True) if masks else [()] * len(block), strict=True
@@ -170,7 +176,7 @@ class _Epoch:
         """Return the images of some steps (steps, B, S channels, H, W), in the layout of the stack."""
         across = block.transpose(1, 2).flatten()  # the sites are channels of one batch
         windows = None if self.windows is None else self.windows[across]
-        pixels = dataclasses.replace(images, images=self.values).pixels(across, windows=windows)
+        pixels = dataclasses.replace(images, images=self.values).pixels(self.rows[across], windows=windows)
         steps, sites, batch = block.shape
         folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
         return folded.clone(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])
