@@ -54,7 +54,7 @@ def mean_cosine(model: DualClassifier, features: Tensor, labels: Tensor) -> floa
     """Return the mean cosine between projected features (N, D) and the vertices of their classes, part by part."""
     vertices, total = model.etf.cpu().T, 0.0
     # All N at once would be a small device's largest allocation.
-    for part, classes in zip(features.split(4096), labels.split(4096), strict=True):
+    for part, classes in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
         total += float((model.projected(part.to(model.etf.device)).cpu() * vertices[classes]).double().sum())
     return total / len(labels)
 

@@ -24,7 +24,7 @@ from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import SiteIndices
 from gfpl_flwr.dataset_settings import architecture_of, settings_for
 from gfpl_flwr.flower.hosting import hosted_sites, join_replies
-from gfpl_flwr.flower.state import SavedSite, SiteStore
+from gfpl_flwr.flower.state import SiteStore
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
 from gfpl_flwr.site_names import SiteName
@@ -99,7 +99,11 @@ def _answer_sites(asks: Sequence[Ask]) -> list[RecordDict | str]:
     begun: dict[int, _Begun] = {}
     for index, ask in enumerate(asks):
         with _told(outcomes, index):
-            begun[index] = _begin(ask)
+            visit = _begin(ask)
+            if isinstance(visit, RecordDict):
+                outcomes[index] = visit
+            else:
+                begun[index] = visit
     halves = [visit.algorithm.steps(visit.site, visit.order.tensors, visit.order.visit) for visit in begun.values()]
     for (index, visit), reply in zip(begun.items(), together(halves), strict=True):
         with _told(outcomes, index):
@@ -207,15 +211,19 @@ def _common(
     return config, algorithm, dataset, initial_model(config, algorithm, dataset)
 
 
-def _begin(ask: Ask) -> _Begun:
+def _begin(ask: Ask) -> _Begun | RecordDict:
+    """Return a visit with everything that it needs; the content of its reply where it was finished before."""
     items = _sorted(ask.run_config)
     node = Node.of(ask.node_config, _parsed(items)[0], ask.place)
     order = decode_order(ask.content)
+    store = SiteStore(node.state_dir, order.run, node.site)
+    if (answered := store.answer_to(order)) is not None:
+        return answered
     config, algorithm, dataset, initial = _common(items, node.data_dir)
     torch.set_num_threads(config.torch_threads)
     device = pick_device(config.device)
     model = copy.deepcopy(initial).to(device)
-    store = SiteStore(node.state_dir / order.run / f"site-{node.site}")
+    store.reserve(own_state(model))
     saved = store.load(before=order.visit.index)
     if saved is not None:
         model.load_state_dict(dict(saved.model))
@@ -225,11 +233,13 @@ def _begin(ask: Ask) -> _Begun:
 
 def _finish(visit: _Begun, reply: Reply) -> RecordDict:
     site, order = visit.site, visit.order
-    visit.store.save(SavedSite(order.visit.index, own_state(site.model)))
     labels = Counter(site.train.labels.tolist()) if site.config.share_label_counts else {}
-    return encode_reply(
+    content = encode_reply(
         SiteReply(site.key, order.run, order.visit.index, reply, dict(sorted(labels.items())), visit.started_from)
     )
+    # Model and answer reach the disk before the answer leaves: a site never tells what it could forget.
+    visit.store.save(order, own_state(site.model), content)
+    return content
 
 
 def pick_device(wanted: str) -> torch.device:

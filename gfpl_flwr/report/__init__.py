@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from gfpl_flwr.report.absences import absences
 from gfpl_flwr.report.reading import read_run
 from gfpl_flwr.report.runs import Run
 from gfpl_flwr.report.tables import comparison, csv, heads, markdown, visits
 
-__all__ = ["Run", "comparison", "csv", "heads", "markdown", "read_run", "visits", "write_report"]
+__all__ = ["Run", "absences", "comparison", "csv", "heads", "markdown", "read_run", "visits", "write_report"]
 
 
 def write_report(run_dir: str | Path, others: Sequence[str | Path] = ()) -> list[Path]:

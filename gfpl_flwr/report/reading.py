@@ -96,6 +96,7 @@ def _visit(record: dict[str, Any], where: str) -> Visit:
         if record.get("fusion") is None
         else _merge(_get(record, "fusion", dict, where), number, last, where),
         sites=tuple(sorted(sites, key=lambda reply: site_order(reply.site))),
+        notes=tuple((_name(entry, where), str(entry.get("note", ""))) for entry in record.get("notes", [])),
     )
 
 
