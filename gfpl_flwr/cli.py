@@ -78,6 +78,7 @@ def data(
     config: ConfigOption = None,
     data_dir: DataOption = None,
     num_sites: Annotated[int, typer.Option(help="Sites to spread it over.")] = 20,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only prepare it.")] = False,
 ) -> None:
     """Prepare a data set, and show which site would hold what."""
     from rich.console import Console
@@ -90,6 +91,8 @@ def data(
     with one_line_errors():
         options, _ = parse_run(options_of(config, output_dir=None, data_dir=data_dir))
         dataset = open_dataset(options, Path(options.data_dir))
+        if quiet:
+            return
         table = Table(
             "site",
             "train",

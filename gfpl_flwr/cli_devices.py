@@ -1,4 +1,4 @@
-"""The commands of ``gfpl`` for devices and the servers that they join: ``doctor``, ``rehearse``, ``register``, ``nodes``."""
+"""The commands of ``gfpl`` for devices and the servers that they join."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,9 +93,11 @@ def rehearse(
 
 def register(
     federation: FederationArgument,
-    keys: Annotated[list[Path], typer.Argument(help="Public keys, NAME.pub; NAME is the node's name on the server.")],
+    keys: Annotated[
+        list[Path], typer.Argument(help="Public keys, NAME.pub; NAME is what the server calls the node.")
+    ],
 ) -> None:
-    """Register the public keys of nodes with a SuperLink, so that it lets them in; known ones are left as they are."""
+    """Register the public keys of nodes with a SuperLink, so that it lets them in; known ones stay as they are."""
     with one_line_errors():
         from gfpl_flwr.flower.launch.nodes import register_keys
 
@@ -105,6 +107,8 @@ def register(
 
 def nodes(
     federation: FederationArgument = "",
+    wait: Annotated[int, typer.Option(help="Wait until so many are connected.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 180.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the nodes that a SuperLink knows, and which of them are connected."""
@@ -112,9 +116,10 @@ def nodes(
     from dataclasses import asdict
 
     with one_line_errors():
-        from gfpl_flwr.flower.launch.nodes import known_nodes
+        from gfpl_flwr.flower.launch.nodes import connected, known_nodes
 
-        found = known_nodes(_control(federation))
+        control = _control(federation)
+        found = connected(control, wait, timeout=timeout) if wait else known_nodes(control)
     if as_json:
         typer.echo(json.dumps([asdict(node) for node in found], indent=2))
         return

@@ -1,5 +1,6 @@
 """The nodes that a SuperLink knows: listing them, and registering the keys of new ones."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from gfpl_flwr.flower.launch.control import Control, KnownNode
+from gfpl_flwr.flower.launch.local_superlink import LaunchError
 
 ADVICE = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f NAME"
 
@@ -20,6 +22,31 @@ def known_nodes(control: Control) -> list[KnownNode]:
         LaunchError: the SuperLink cannot be reached.
     """
     return sorted(control.nodes(), key=lambda node: (node.name, node.node_id))
+
+
+def connected(control: Control, count: int, *, timeout: float) -> list[KnownNode]:
+    """Wait until so many nodes are connected; a SuperLink that does not answer yet is waited for as well.
+
+    Args:
+        control: of the SuperLink.
+        count: how many.
+        timeout: seconds.
+
+    Raises:
+        LaunchError: there are fewer in that time.
+    """
+    deadline = time.monotonic() + timeout
+    online, trouble = 0, ""
+    while time.monotonic() < deadline:
+        try:
+            found = known_nodes(control)
+            online, trouble = sum(node.status == "online" for node in found), ""
+            if online >= count:
+                return found
+        except LaunchError as error:
+            trouble = f": {error}"
+        time.sleep(1.0)
+    raise LaunchError(f"{online} of {count} nodes are connected after {timeout:.0f} s{trouble}")
 
 
 def register_keys(control: Control, files: Sequence[Path]) -> Iterator[tuple[str, int, bool]]:
