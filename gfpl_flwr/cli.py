@@ -140,6 +140,7 @@ def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, a
     with Watch(len(runs)) as watch, opened(place) as link:
         # torch takes seconds to import, and so does a SuperLink to start: both at once.
         from gfpl_flwr.flower.launch.runner import clear, execute, plan
+        from gfpl_flwr.report import can_draw
 
         if afresh:
             clear(runs)
@@ -147,7 +148,7 @@ def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, a
 
         def progress(flat: "Mapping[str, Scalar]", now: "Progress") -> None:
             watch.progress(flat, now)
-            if now.done and now.visit == now.visits:
+            if now.done and now.visit == now.visits and can_draw():
                 # The figures' imports take a second, in which Ray ends anyway.
                 Thread(target=import_module, args=("gfpl_flwr.report.site_figures",), daemon=True).start()
 
@@ -174,5 +175,8 @@ def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: 
             console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     else:
         raise ValueError(f"--format {output_format}: must be table, markdown or csv")
+    if not reports.can_draw():
+        typer.echo("no figures: matplotlib is not installed here; `gfpl report` draws them where it is", err=True)
+        return
     for path in reports.write_report(run_dirs[0], run_dirs[1:]):
         typer.echo(f"wrote {path}", err=output_format != "table")

@@ -93,9 +93,7 @@ def rehearse(
 
 def register(
     federation: FederationArgument,
-    keys: Annotated[
-        list[Path], typer.Argument(help="Public keys, NAME.pub; NAME is what the server calls the node.")
-    ],
+    keys: Annotated[list[Path], typer.Argument(help="Public keys, NAME.pub; NAME is then the node's name.")],
 ) -> None:
     """Register the public keys of nodes with a SuperLink, so that it lets them in; known ones stay as they are."""
     with one_line_errors():
