@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check device lock up register control submit status results down clean help
+.PHONY: demo test docker-test check device lock up register control submit status results down clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/  -/'
@@ -14,6 +14,9 @@ demo: $(INSTALLED)  ## GFPL against Local on digits, through Flower's simulation
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest
+
+docker-test: $(INSTALLED)  ## the tests in containers, with a Docker engine of their own where none runs
+	tests/docker/engine.sh $(BIN)/python -m pytest -m docker
 
 check: $(INSTALLED)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -55,9 +58,10 @@ lock: $(INSTALLED)  ## pin every dependency anew: of this machine, and of device
 # ---- a federation in containers: docs/deployment.md; TLS=1 for the one that strangers cannot use
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
-STACK = $(COMPOSE) --project-name gfpl --file docker/compose$(if $(TLS),.tls).yml
+STACK = $(COMPOSE) --project-name $(PROJECT) --file docker/compose$(if $(TLS),.tls).yml
 FEDERATION = $(if $(TLS),compose-tls,compose)
 CONTROL = $(STACK) run --rm gfpl
+PROJECT ?= gfpl
 NODES ?= 3
 ARGS ?=
 

@@ -130,7 +130,8 @@ class Deployment:
         ]
         where = ["--host", "0.0.0.0", "--port", str(self.port), "--isolation", "process"]
         database = ["--database", str(folder / "superlink" / "state.db")]
-        self.superlink = Service(folder / "superlink", {"superlink": ["flower-superlink", *where, *database, *secure]})
+        link = ["flower-superlink", *where, *database, *secure]
+        self.superlink = Service(folder / "superlink", {"superlink": link})
         runtime = ["--root-certificates", str(self.ca), "--runtime-api-address", f"127.0.0.1:{self.port}"]
         self.serverapp = Service(folder / "serverapp", {"superexec": ["flower-superexec", *runtime]})
 
@@ -194,7 +195,8 @@ class Deployment:
         self._make_keys(name)
         with self._control() as control:
             list(register_keys(control, [self.folder / "tls/certificates" / f"{name}.pub"]))
-        words = " ".join(f"{key}='{value}'" if isinstance(value, str) else f"{key}={value}" for key, value in config.items())
+        quoted = {key: f"'{value}'" if isinstance(value, str) else value for key, value in config.items()}
+        words = " ".join(f"{key}={value}" for key, value in quoted.items())
         port = free_port()
         key = self.folder / "tls/private" / name
         commands = {

@@ -5,9 +5,6 @@ from collections.abc import Set
 
 from flwr.app import Message
 
-UNAVAILABLE = 5
-"""Flower's error code for a node that has given no sign of life; it may still be at work, and answer."""
-
 
 class Overdue:
     """Messages whose replies are still outstanding though their visit is over."""
@@ -32,11 +29,9 @@ class Overdue:
         """
         answered = message.metadata.reply_to_message_id
         visit, node, given_up = self._owed[answered]
-        if message.has_error() and message.error.code == UNAVAILABLE:
-            return None  # still away
         del self._owed[answered]
         if message.has_error() and message.metadata.src_node_id != node:
-            return None  # Flower's own word that the message has expired
+            return None  # Flower's own word: the message has expired, or its node is gone
         what = "an error" if message.has_error() else "a reply"
         return (
             node,

@@ -15,7 +15,7 @@ from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.hosting import downloads, failure_in, hosted_sites, split_reply, uploads
 from gfpl_flwr.flower.ledger import Ledger
-from gfpl_flwr.flower.overdue import UNAVAILABLE, Overdue
+from gfpl_flwr.flower.overdue import Overdue
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.tensors import Size, decode_tensors, encode_tensors, size_of
@@ -75,6 +75,7 @@ class VisitStrategy(Strategy):
         self._ledger = Ledger()
         self._current = 0
         self._overdue = Overdue()
+        self._titles: dict[int, str] = {}  # node id to the name under which its key was registered
         self._finished: dict[SiteName, int] = {}  # site to the last visit that it answered
 
     def summary(self) -> None:
@@ -216,6 +217,7 @@ class VisitStrategy(Strategy):
                 f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
                 f"in simulation num-supernodes must be num-sites{shared}"
             )
+        self._titles |= {node.node_id: node.name for node in grid.get_nodes() if node.name}
         return nodes
 
     def _nodes_of(self, sites: int) -> int:
@@ -258,8 +260,6 @@ class VisitStrategy(Strategy):
         if message.has_error():
             for name in self._names(node):
                 ledger.fail(name, f"{message.error.reason} (code {message.error.code})")
-            if message.error.code == UNAVAILABLE:
-                self._overdue.add(answered, visit=self._current, node=node)
             return
         size = size_of(message)
         ledger.up += size
@@ -296,7 +296,7 @@ class VisitStrategy(Strategy):
 
     def _names(self, node: int) -> Sequence[SiteName]:
         """Return the sites of a node; before it has said which they are, its own name for each."""
-        return self.sites.get(node, [f"node {node}"] * self.config.sites_per_node)
+        return self.sites.get(node, [f"node {self._titles.get(node, node)}"] * self.config.sites_per_node)
 
     def _checked(self, group: RecordDict, node: int, place: int) -> SiteReply | str:
         """Return one site's reply, or why it is left out; remember which sites a node has that told the truth."""

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.deployment import Deployment
-from gfpl_flwr.data.datasets import load
 
 from .conftest import GFPL, add_node, ended, failures, record, visits_done, wait_for
 
 pytestmark = pytest.mark.deployment
-ROOT_NEEDED = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small file system, or makes namespaces")
+ROOT_NEEDED = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root: mounts a small file system, or makes namespaces"
+)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @ROOT_NEEDED
 def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, digits: Path, small_disk: Path):
     """Site 1 is killed and comes back, 2 joins late, 3 never answers, 4's disk is full, 5 has no data; 0 is well."""
-    options = GFPL | {"num-sites": 6, "quorum": 0.1, "visit-deadline": 45, "node-deadline": 40, "local-epochs": 12}
+    options = GFPL | {"num-sites": 6, "quorum": 0.1, "visit-deadline": 35, "node-deadline": 20, "local-epochs": 12}
     nothing = deployment.folder / "nothing"
     (nothing / "train").mkdir(parents=True)
     for site in (0, 1):
@@ -61,7 +62,9 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     ended(run)
     lines = record(deployment, "trouble")
     assert [line["visit"] for line in lines] == [1, 2, 3, 4, 5]
-    outcomes = {site: [entry for line in lines for entry in line["sites"] if entry["site"] == site] for site in range(6)}
+    outcomes = {
+        site: [entry for line in lines for entry in line["sites"] if entry["site"] == site] for site in range(6)
+    }
     assert [entry["status"] for entry in outcomes[0]] == ["ok"] * 5
     # Killed in visit 2; back with its model of visit 1 in a later one.
     ok = [line["visit"] for line in lines if 1 not in failures(line)]
@@ -71,22 +74,22 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     back = next(entry for entry in outcomes[1][1:] if entry["status"] == "ok")
     assert back["started_from"] == 1
     # Late: not in visit 1, in the last one.
-    assert 2 in failures(lines[0])
-    assert 2 not in failures(lines[-1])
+    assert failures(lines[0])["1 more"] == "no node of this site has ever connected"
+    assert outcomes[2][-1]["status"] == "ok"
     assert late.processes()
+    # These never said which sites they are, but their keys have names.
     for line in lines:
-        reasons = "\n".join(failures(line).values())
-        assert "no reply within visit-deadline = 45 s" in reasons  # 3
-        assert "No space left" in reasons or "MB free, the model needs" in reasons  # 4
-        assert "digits.safetensors cannot be read" in reasons  # 5
+        assert failures(line)["node node-3"] == "no reply within visit-deadline = 35 s"
+        assert "MB free, the model needs" in failures(line)["node node-4"]
+        assert "digits.safetensors cannot be read" in failures(line)["node node-5"]
     report, _ = deployment.gfpl("report", str(deployment.runs / "trouble")).communicate(timeout=60)
-    assert "left out of visits 1, 2, 3, 4, 5: " in report
-    assert "MB free, the model needs" in report or "No space left" in report
+    assert "trouble: site node node-3 left out of visits 1, 2, 3, 4, 5: no reply within visit-deadline" in report
+    assert "MB free, the model needs" in report
 
 
 @pytest.fixture
 def far_away() -> Iterator[tuple[list[str], str, str]]:
-    """A network namespace on a wire of its own: the prefix of its commands, its end's name here, this end's address."""
+    """A network namespace on a wire of its own: prefix of its commands, name and address of the wire's end here."""
     name = f"gfpl-{os.getpid() % 10000}"
     near, far, here, there = f"{name}-a", f"{name}-b", "10.213.7.1", "10.213.7.2"
     lines = (
@@ -116,7 +119,7 @@ def test_a_node_that_is_cut_off_for_90_seconds_comes_back(far_away, digits: Path
         add_node(deployment, 0, digits, sites=2)
         cut_off = add_node(deployment, 1, digits, sites=2, prefix=prefix)
         deployment.connected(2)
-        options = {"num-sites": 2, "rounds": 14, "gfpl.first-exchange": 1, "visit-deadline": 200, "local-epochs": 10}
+        options = {"num-sites": 2, "rounds": 11, "gfpl.first-exchange": 1, "visit-deadline": 200, "local-epochs": 10}
         run = deployment.run("cut", GFPL | options)
         wait_for(lambda: visits_done(deployment, "cut") == 1)
         cut_off.wait_for_process("flwr-clientapp")
@@ -127,13 +130,13 @@ def test_a_node_that_is_cut_off_for_90_seconds_comes_back(far_away, digits: Path
         assert 90 <= time.monotonic() - began < 95
         ended(run)
         lines = record(deployment, "cut")
-        assert [line["visit"] for line in lines] == list(range(1, 16))
+        assert [line["visit"] for line in lines] == list(range(1, 13))
         assert all(0 not in failures(line) for line in lines)
         missed = [line["visit"] for line in lines if 1 in failures(line)]
         assert missed[0] == 2
-        assert missed[-1] < 15
+        assert missed[-1] < 12
         assert "code 5" in failures(lines[1])[1]
         assert set(failures(lines[2]).values()) <= {"not connected when the visit began"}
-        # What it did while nobody heard it is its own: it goes on from there, and its late reply is used in no visit.
+        # What it did while nobody heard it is its own: it goes on from there.
         back = next(entry for line in lines[missed[-1] :] for entry in line["sites"] if entry["site"] == 1)
         assert back["started_from"] == 2
