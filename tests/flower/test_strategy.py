@@ -283,10 +283,10 @@ class Slow(Faulty):
 
 
 def test_a_late_reply_is_noted_and_used_in_no_visit(flat):
-    flat = flat | {"visit-deadline": 3.0, "quorum": 0.25}
+    flat = flat | {"visit-deadline": 10.0, "quorum": 0.25}
     serve(Slow(flat), flat, engine="inprocess")
     record = lines(flat)
-    silent = "no reply within visit-deadline = 3 s"
+    silent = "no reply within visit-deadline = 10 s"
     assert failures(record[0]) == {"node 3": silent, "node 5": silent}
     notes = [(line["visit"], entry["site"], entry["note"]) for line in record for entry in line["notes"]]
     # Which site a node is, it has told by the time that visit 3 has begun.

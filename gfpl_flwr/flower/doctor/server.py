@@ -128,7 +128,7 @@ def _registered(server: Server, private: ec.EllipticCurvePrivateKey, file: Path)
     client = FleetHttpClient.from_server_address(
         server.address,
         server.insecure,
-        str(server.root_certificates) if server.root_certificates else None,
+        server.root_certificates.read_bytes() if server.root_certificates else None,
         interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(private, public)],
     )
     try:
