@@ -53,7 +53,8 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     killed.kill()
     late = add_node(deployment, 2, digits, sites=6)
     # The SuperLink takes a killed node for alive for a minute, and its key for in use: each start fails until then.
-    while run.poll() is None and "SuperNode ID" not in killed.log().rpartition("Starting Flower SuperNode")[2]:
+    joined = killed.log().count("SuperNode ID")
+    while run.poll() is None and killed.log().count("SuperNode ID") == joined:
         if not killed.processes("flower-supernode"):
             time.sleep(5)  # as a device's service waits after every failure
             killed.kill()

@@ -48,7 +48,7 @@ def test_no_container_has_more_rights_than_it_needs(stack: Stack):
         assert host["RestartPolicy"]["Name"] == "unless-stopped", name
         assert "no-new-privileges:true" in host["SecurityOpt"], name
         assert not host["Privileged"], name
-        owners = {line.split()[0] for line in docker("top", container, "-eo", "uid").splitlines()[1:]}
+        owners = {line.split()[1] for line in docker("top", container, "-eo", "pid,uid").splitlines()[1:]}
         assert owners == {"49999"}, name
         published = [port for ports in facts["NetworkSettings"]["Ports"].values() for port in ports or []]
         assert bool(published) is ("gateway" in name), name
