@@ -34,15 +34,17 @@ def run(
     engine: Annotated[str, typer.Option(help="flower: Flower's engines; inprocess: no Ray, no server.")] = "flower",
     config: ConfigOption = None,
     name: Annotated[str, typer.Option(help="Name of the run's folder; empty: made from algorithm and time.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run called NAME.")] = False,
+    resume: Annotated[str, typer.Option(metavar="NAME", help="Continue this run after its last checkpoint.")] = "",
     output_dir: Annotated[Path | None, typer.Option(help="Where run folders are made; runs by default.")] = None,
     data_dir: DataOption = None,
 ) -> None:
     """Run one federation to its end, and report it."""
     with one_line_errors():
         overrides = options_of(config, output_dir=output_dir, data_dir=data_dir)
-        if name:
-            overrides["name"] = name
+        if name and resume:
+            raise ValueError(f"--name {name} --resume {resume}: a run that is continued has its name")
+        if name or resume:
+            overrides["name"] = name or resume
         if resume:
             overrides["resume"] = True
         _print_report(_execute([overrides], engine=engine, federation=federation))

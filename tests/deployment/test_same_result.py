@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deployment import ROOT, SCRIPTS, Deployment
+from benchmarks.deployment import NAME, ROOT, SCRIPTS, Deployment
 
 from .conftest import GFPL, add_node, assert_equal_to_the_bit, ended, failures, record, visits_done, wait_for
 
@@ -81,7 +81,7 @@ def test_neither_a_killed_superlink_nor_a_killed_server_changes_the_result(
     done = visits_done(deployment, "mine")
     assert done in (3, 4)
     deployment.serverapp.start()
-    ended(deployment.run("mine", {}, "--resume"))
+    ended(deployment.gfpl("run", NAME, "--resume", "mine", "--output-dir", str(deployment.runs)))
     lines = record(deployment, "mine")
     assert [line["visit"] for line in lines] == [1, 2, 3, 4, 5]
     assert not any(failures(line) for line in lines)

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = "gfpl-test"
 PORT = "18443"
+IMAGES = ("server", "node", "app", "gateway")
 KINDS = {"container": "ps --all --quiet", "network": "network ls --quiet", "volume": "volume ls --quiet"}
 
 
@@ -81,9 +82,8 @@ def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     yield folder
-    images = docker("images", "--quiet", f"{PROJECT}/*").split()
-    if images:
-        docker("image", "rm", "--force", *set(images))
+    docker("image", "rm", "--force", *(f"{PROJECT}/{name}" for name in IMAGES), check=False)
+    assert docker("images", "--quiet", f"{PROJECT}/*") == ""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])

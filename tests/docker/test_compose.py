@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import KINDS, ROOT, Stack, docker
+from .conftest import ROOT, Stack, docker
 
 pytestmark = pytest.mark.docker
 RUN = "-c rounds=5 -c gfpl.first-exchange=2 -c gfpl.exchange-every=1 -c gfpl.pseudo-per-class=20 --name trial"
-FAR: dict[bool, dict[str, torch.Tensor]] = {}
+PROTOTYPES: dict[bool, dict[str, torch.Tensor]] = {}
+"""Fused by a run of each federation."""
 
 
 def test_a_run_ends_and_its_results_come_out(stack: Stack):
@@ -28,10 +29,10 @@ def test_a_run_ends_and_its_results_come_out(stack: Stack):
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert all(site["status"] == "ok" for line in lines for site in line["sites"])
-    FAR[stack.tls] = load_file(folder / "prototypes.safetensors")
-    assert sum(len(tensor) for tensor in FAR[stack.tls].values()) > 0
-    if len(FAR) == 2:  # encryption changes no bit of it
-        assert all(torch.equal(FAR[True][name], tensor) for name, tensor in FAR[False].items())
+    PROTOTYPES[stack.tls] = load_file(folder / "prototypes.safetensors")
+    assert sum(len(tensor) for tensor in PROTOTYPES[stack.tls].values()) > 0
+    if len(PROTOTYPES) == 2:  # encryption changes no bit of it
+        assert all(torch.equal(PROTOTYPES[True][name], tensor) for name, tensor in PROTOTYPES[False].items())
 
 
 def test_no_container_has_more_rights_than_it_needs(stack: Stack):
@@ -114,7 +115,8 @@ def test_an_app_with_512_mb_trains_mnist_from_a_folder_of_images(stack: Stack, t
         *("-c", "dataset=folder:/images", "-c", "image-size=28", "--data-dir", "/app/data"),
     )
     print(printed)
-    assert "4800 images" in printed
+    trained = int(printed.partition(" images")[0])
+    assert 4800 <= trained <= 4810  # of every class a fifth, rounded down, is for testing
     peak = int(printed.partition("peak of memory ")[2].split()[0])
     assert peak < 512
 
@@ -129,8 +131,3 @@ def _mnist(count: int):
         subprocess.run([sys.executable, str(MNIST.parent / "unpack.py"), folder], check=True, capture_output=True)
         tensors = load_file(Path(folder) / "mnist.safetensors")
     return tensors["train_images"][:count, 0].numpy(), tensors["train_labels"][:count].tolist()
-
-
-def test_what_is_down_is_gone(project: Path):
-    """Of both federations: their fixtures have ended by now and looked, and so does this."""
-    assert Stack(project, True).left() == {kind: [] for kind in KINDS}
