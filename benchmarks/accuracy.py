@@ -65,7 +65,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "accuracy": {head: {"mean": final.mean, "std": final.std} for head, final in heads.items()},
         "by_site": {str(site): value for site, value in heads[run.head].by_site.items()},
         "curve": [[point.round, round(point.mean, 5), round(point.std, 5)] for point in run.curve()],
-        "before_retraining": [[point.round, round(point.mean, 5)] for point in run.before_retraining()],
+        "before_retraining": [[point.round, round(point.mean, 5)] for point in run.after_training()],
         "messages": totals.messages,
         "bytes": {"up": totals.bytes_up, "down": totals.bytes_down},
         "array_bytes": {"up": totals.array_bytes_up, "down": totals.array_bytes_down},

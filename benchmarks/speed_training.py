@@ -119,7 +119,7 @@ def sites_of(flat: dict[str, Any], data_dir: Path) -> tuple[GFPL, list[Site]]:
     algorithm = algorithm.resolve(config, dataset.num_classes)
     if not isinstance(algorithm, GFPL):
         raise ValueError(f"the benchmark trains with GFPL's loss, not with {algorithm.name}'s")
-    initial, device = initial_model(config, algorithm, dataset), torch.device("cpu")
+    initial, device = initial_model(config, algorithm, dataset.image_shape, dataset.num_classes), torch.device("cpu")
     return algorithm, [
         build_site(config, dataset, copy.deepcopy(initial), key, key, config.num_sites, device)
         for key in range(config.num_sites)

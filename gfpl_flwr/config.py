@@ -53,8 +53,11 @@ def key_of(field_name: str, section: str = "") -> str:
 
 
 def keys_of(cls: type, section: str = "") -> dict[str, "dataclasses.Field[Any]"]:
-    """Return every configuration key of a dataclass of options, in the order of declaration."""
-    return {key_of(field.name, section): field for field in dataclasses.fields(cls)}
+    """Return every configuration key of a dataclass of options, in the order of declaration.
+
+    A field that was not declared with :func:`option` is no option.
+    """
+    return {key_of(field.name, section): field for field in dataclasses.fields(cls) if "help" in field.metadata}
 
 
 def _allowed(field: "dataclasses.Field[Any]") -> str:
@@ -129,7 +132,7 @@ class RunConfig:
     ``0`` and ``"auto"`` mean: the value that fits the data set, see :mod:`gfpl_flwr.dataset_settings`.
     """
 
-    algorithm: str = option("gfpl", "The method to run: gfpl or local.")
+    algorithm: str = option("gfpl", "The method to run, see gfpl_flwr/algorithms.")
     preset: str = option(
         "default",
         "paper compares the summed distance with the fusion threshold, as the paper writes it.",
@@ -146,6 +149,9 @@ class RunConfig:
         "", "folder: class names in the order of their labels, comma-separated; empty: the sub-folders found."
     )
     image_size: int = option(32, "Pixels a side to which images of a folder: data set are resized.", at_least=8)
+    image_channels: int = option(
+        0, "folder: 1 for grey images, 3 for colour; 0: what they are.", at_least=0, at_most=3
+    )
     partition: str = option(
         "n-way-k-shot",
         "How samples are spread over sites; own: all of a node's data is its own.",
@@ -161,6 +167,10 @@ class RunConfig:
     test_shots: int = option(0, "n-way-k-shot: test samples a class; 0: the data set's.", at_least=0)
     alpha: float = option(0.5, "dirichlet: concentration; smaller is more uneven.", above=0)
     tail_ratio: float = option(100.0, "long-tail: size of the largest class over that of the smallest.", at_least=1)
+    common_test_shots: int = option(
+        0, "Test images of every class, on which every site is tested beside its own; 0: none.", at_least=0
+    )
+    common_test_every: int = option(10, "Rounds between tests on the common images; the last is one.", at_least=1)
     augment: str = option(
         "auto",
         "Random crop and flip of training images; auto: for CIFAR only.",
@@ -175,7 +185,9 @@ class RunConfig:
     momentum: float = option(0.5, "Momentum of SGD; it starts at zero in every round.", at_least=0, below=1)
     weight_decay: float = option(0.0, "L2 penalty of SGD.", at_least=0)
     head: str = option(
-        "classifier", "Inference head whose accuracy is reported.", choices=("classifier", "etf", "sum")
+        "classifier",
+        "Inference head whose accuracy is reported: etf and sum of gfpl, the prototypes of fedproto.",
+        choices=("classifier", "etf", "sum", "prototype", "own-prototype"),
     )
     share_label_counts: bool = option(
         True, "Sites tell how many training samples of each class they have; see gfpl.share-counts."
@@ -209,6 +221,8 @@ class RunConfig:
         return -(-self.num_sites // self.sites_per_node)
 
     def __post_init__(self) -> None:
+        if self.image_channels == 2:
+            raise ConfigError("image-channels = 2: must be 0, 1 or 3")
         if self.class_names and not self.dataset.startswith("folder:"):
             raise ConfigError(f"class-names = {self.class_names!r}: only for folder: data, not {self.dataset!r}")
         if self.sites_per_node > 1 and self.num_sites == 0:

@@ -13,7 +13,8 @@ class DatasetSettings:
     """Settings that fit one data set.
 
     Attributes:
-        channels, num_classes: of the data set; None where only a site that has the data knows.
+        image_shape, num_classes: of the data set; None where only a site that has the data knows. The shape is
+            channels, height and width in pixels.
         model: architecture of the extractor.
         batch_size: samples a step.
         projection_dim: P, dimension of the projection and of the simplex ETF; at least C - 1 is needed.
@@ -21,7 +22,7 @@ class DatasetSettings:
         augment: whether training images are cropped and flipped.
     """
 
-    channels: int | None
+    image_shape: tuple[int, int, int] | None
     num_classes: int | None
     model: str
     batch_size: int
@@ -31,13 +32,13 @@ class DatasetSettings:
 
 
 SETTINGS = {
-    "mnist": DatasetSettings(1, 10, "cnn", 4, 50, 100),
-    "fashion-mnist": DatasetSettings(1, 10, "cnn", 4, 50, 100),
-    "femnist": DatasetSettings(1, 62, "cnn", 4, 128, 92),
-    "cifar10": DatasetSettings(3, 10, "resnet18", 32, 80, 100, augment=True),
+    "mnist": DatasetSettings((1, 28, 28), 10, "cnn", 4, 50, 100),
+    "fashion-mnist": DatasetSettings((1, 28, 28), 10, "cnn", 4, 50, 100),
+    "femnist": DatasetSettings((1, 28, 28), 62, "cnn", 4, 128, 92),
+    "cifar10": DatasetSettings((3, 32, 32), 10, "resnet18", 32, 80, 100, augment=True),
     # DEPARTURE: the paper says 80, but 100 unit vectors at the angles of equation 3 need at least 99 dimensions.
-    "cifar100": DatasetSettings(3, 100, "resnet18", 32, 128, 100, augment=True),
-    "digits": DatasetSettings(1, 10, "cnn", 4, 50, 10),
+    "cifar100": DatasetSettings((3, 32, 32), 100, "resnet18", 32, 128, 100, augment=True),
+    "digits": DatasetSettings((1, 8, 8), 10, "cnn", 4, 50, 10),
 }
 FOLDER = DatasetSettings(None, None, "cnn", 4, 128, 100)
 
@@ -55,3 +56,10 @@ def architecture_of(config: RunConfig) -> str:
 def num_classes_of(config: RunConfig) -> int | None:
     """Return C where the configuration tells it; None where only a site that has the data knows."""
     return len(config.class_list) or settings_for(config.dataset).num_classes
+
+
+def image_shape_of(config: RunConfig) -> tuple[int, int, int] | None:
+    """Return channels, height and width where the configuration tells them; None where only a site knows."""
+    if config.dataset.startswith("folder:"):
+        return (config.image_channels, config.image_size, config.image_size) if config.image_channels else None
+    return settings_for(config.dataset).image_shape

@@ -14,6 +14,8 @@ SMALL: dict[str, Any] = {
     "gfpl.first-exchange": 2,
     "gfpl.exchange-every": 1,
     "gfpl.pseudo-per-class": 20,
+    "fedpa.generator-steps": 5,
+    "fedrep.head-epochs": 2,
     "seed": 7,
 }
 """A GFPL run of a few seconds: exchanges after rounds 2, 3 and 4."""

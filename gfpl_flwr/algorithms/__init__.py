@@ -6,12 +6,22 @@ from dataclasses import Field
 from typing import Any
 
 from gfpl_flwr.algorithms.base import Algorithm
+from gfpl_flwr.algorithms.fedavg import FedAvg
+from gfpl_flwr.algorithms.fedfa import FedFA
+from gfpl_flwr.algorithms.fedpa import FedPA
+from gfpl_flwr.algorithms.fedper import FedPer
+from gfpl_flwr.algorithms.fedproto import FedProto
+from gfpl_flwr.algorithms.fedprox import FedProx
+from gfpl_flwr.algorithms.fedrep import FedRep
+from gfpl_flwr.algorithms.fesem import FeSEM
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.algorithms.local import Local
 from gfpl_flwr.config import ConfigError, RunConfig, Scalar, check_known, keys_of, parse
 from gfpl_flwr.dataset_settings import architecture_of
 
-ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (GFPL, Local)}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    cls.name: cls for cls in (GFPL, Local, FedAvg, FedProx, FeSEM, FedPer, FedRep, FedProto, FedFA, FedPA)
+}
 
 
 def known_fields() -> dict[str, "Field[Any]"]:
@@ -44,6 +54,9 @@ def parse_run(flat: Mapping[str, object]) -> tuple[RunConfig, Algorithm]:
         raise ConfigError(f"algorithm = {config.algorithm!r}: must be one of {', '.join(ALGORITHMS)}")
     if config.batch_size == 1 and architecture_of(config) == "resnet18":
         raise ConfigError("batch-size = 1: must be >= 2 with resnet18, whose BatchNorm cannot train on one sample")
+    if config.head not in ALGORITHMS[config.algorithm].heads:
+        known = ", ".join(ALGORITHMS[config.algorithm].heads)
+        raise ConfigError(f"head = {config.head!r}: must be one of {known} with algorithm = {config.algorithm!r}")
     # Sections of other algorithms are checked too: a mistake there is a mistake.
     parsed = {name: parse(cls, flat, section=name) for name, cls in ALGORITHMS.items()}
     return config, parsed[config.algorithm]

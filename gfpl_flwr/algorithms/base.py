@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gfpl_flwr.config import RunConfig
-from gfpl_flwr.models import SplitModel
+from gfpl_flwr.models import SplitModel, seeded_init
+from gfpl_flwr.site_names import SiteName
 from gfpl_flwr.training import Counts, Site, Steps, alone
 
 Tensors = Mapping[str, Tensor]
@@ -55,6 +56,7 @@ class Reply:
         accuracy: one entry per evaluation, in order.
         diagnostics: scalars for the run's log.
         seconds: time spent by phase.
+        site: whose reply it is, as the server found out; a site's half leaves it alone.
     """
 
     tensors: Tensors
@@ -62,6 +64,17 @@ class Reply:
     accuracy: Sequence[Counts] = ()
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    site: SiteName = 0
+
+
+def every_round(rounds: int) -> list[Visit]:
+    """Return the schedule of a method that exchanges after every round.
+
+    Visit t covers round t and brings what was aggregated after the round before. The first brings nothing, since
+    every site builds the same initial model from the seed; one more brings what was aggregated after the last round.
+    """
+    visits = [Visit(round, round, round, download=round > 1, upload=True) for round in range(1, rounds + 1)]
+    return [*visits, Visit(rounds + 1, rounds + 1, rounds, download=True)]
 
 
 class Algorithm(ABC):
@@ -72,6 +85,15 @@ class Algorithm(ABC):
 
     state_name: ClassVar[str] = "state"
     """What the server's state is called in the run's folder."""
+
+    knows_model: ClassVar[bool] = False
+    """Whether the server's half needs the shape of the model, and so that of the images and the classes."""
+
+    heads: ClassVar[tuple[str, ...]] = ("classifier",)
+    """The inference heads whose accuracy it can report."""
+
+    by_site: ClassVar[bool] = False
+    """Whether sites are handed down different tensors."""
 
     def resolve(self, config: RunConfig, num_classes: int | None) -> "Algorithm":
         """Return this algorithm with every ``auto`` replaced and checked against the run.
@@ -85,7 +107,6 @@ class Algorithm(ABC):
         """
         return self
 
-    @abstractmethod
     def build_model(
         self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
     ) -> SplitModel:
@@ -97,14 +118,22 @@ class Algorithm(ABC):
             num_classes: C.
             dropout: share of the features dropped before the classifier.
             seed: of the heads' initial weights; another one than the extractor's.
+
+        Returns:
+            Extractor and linear classifier, unless a method has other heads.
         """
+        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=dropout), seed)
 
     @abstractmethod
     def visits(self, config: RunConfig) -> list[Visit]:
         """Return the whole schedule: which local rounds each message to the sites covers."""
 
-    def initial(self) -> dict[str, Tensor]:
-        """Return the server's state before the first visit; what a checkpoint holds."""
+    def initial(self, model: SplitModel | None = None) -> dict[str, Tensor]:
+        """Return the server's state before the first visit; what a checkpoint holds.
+
+        Args:
+            model: that every site starts from, where the algorithm ``knows_model``.
+        """
         return {}
 
     @abstractmethod
@@ -128,11 +157,12 @@ class Algorithm(ABC):
         """Do one visit of one site by itself."""
         return alone(self.steps(site, down, visit))
 
-    def check_reply(self, reply: Reply, *, feature_dim: int, num_classes: int | None) -> None:
+    def check_reply(self, reply: Reply, *, state: Tensors, feature_dim: int, num_classes: int | None) -> None:
         """Refuse a reply whose tensors the server's half could not use.
 
         Args:
             reply: of one site, decoded; its numbers are whatever the site sent.
+            state: of the server.
             feature_dim: D of the run's model.
             num_classes: C; None where only the sites know.
 
@@ -146,8 +176,13 @@ class Algorithm(ABC):
         """The server's half: the new state from the old one and the checked replies, sorted by site."""
         return dict(state)
 
-    def downlink(self, state: Tensors) -> dict[str, Tensor]:
-        """Return what the server hands down of its state where a visit says so: all of it, as it is kept."""
+    def downlink(self, state: Tensors, site: SiteName | None = None) -> dict[str, Tensor]:
+        """Return what the server hands down of its state where a visit says so: all of it, as it is kept.
+
+        Args:
+            state: of the server.
+            site: to which, where the algorithm hands down ``by_site``; None for one that has not answered yet.
+        """
         return dict(state)
 
     def describe(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Any] | None:

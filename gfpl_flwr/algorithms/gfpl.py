@@ -27,21 +27,23 @@ from gfpl_flwr.config import ConfigError, RunConfig, option
 from gfpl_flwr.core.compression import PRECISIONS, compress, decompress
 from gfpl_flwr.core.etf import simplex_etf
 from gfpl_flwr.core.fusion import fuse
-from gfpl_flwr.core.gmm import fit_class_mixtures, relative_floor
+from gfpl_flwr.core.gmm import relative_floor
 from gfpl_flwr.core.losses import hybrid_loss
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.core.pseudo import sample
 from gfpl_flwr.dataset_settings import settings_for
 from gfpl_flwr.models import DualClassifier, SplitModel, seeded_init
+from gfpl_flwr.site_names import SiteName
 from gfpl_flwr.training import (
+    ClassMixtures,
     Counts,
     Descent,
+    Features,
     Samples,
     Site,
     Steps,
     classifier_loss,
     evaluate,
-    features_of,
     local_rounds,
 )
 
@@ -68,6 +70,7 @@ class GFPL(Algorithm):
     """
 
     name: ClassVar[str] = "gfpl"
+    heads: ClassVar[tuple[str, ...]] = ("classifier", "etf", "sum")
     state_name: ClassVar[str] = "prototypes"
 
     first_exchange: int = option(30, "T0: first round after which prototypes are exchanged.", at_least=1)
@@ -180,19 +183,17 @@ class GFPL(Algorithm):
         if visit.download and down:
             round = visit.first_round - 1
             diagnostics |= yield from self.retrain(site, decompress(down, self.precision), round=round)
-            with site.watch("evaluate"):
-                accuracy.append(evaluate(site.model, site.test, round=round, phase="retrain"))
+            accuracy.append((yield from evaluate(site, round=round, phase="retrain")))
         counts, loss = yield from local_rounds(site, visit.rounds, self.loss)
         if visit.rounds:
             diagnostics["train_loss"] = loss
         tensors: dict[str, Tensor] = {}
         if visit.upload:
-            with site.watch("prototypes"):
-                bank, found = self.prototypes(site)
+            bank, found = yield from self.prototypes(site)
             tensors, diagnostics = compress(bank, self.precision), diagnostics | found
         return Reply(tensors, len(site.train), [*accuracy, *counts], diagnostics, site.watch.seconds)
 
-    def prototypes(self, site: Site) -> tuple[GaussianPrototypes, dict[str, float]]:
+    def prototypes(self, site: Site) -> Steps[tuple[GaussianPrototypes, dict[str, float]]]:
         """Fit a mixture to the features of each class of a site (equations 4 to 6).
 
         Args:
@@ -202,17 +203,17 @@ class GFPL(Algorithm):
             The bank of float32 components, and diagnostics: classes suppressed because they are too small, and
             the mean cosine between a projected feature and its ETF vertex.
         """
-        features, labels = features_of(site.model, site.train).cpu(), site.train.labels.cpu()
-        bank = fit_class_mixtures(
-            features,
-            labels,
-            num_components=self.num_components,
-            variance_floor=relative_floor(features, fraction=self.variance_floor),
-            max_iter=self.em_max_iter,
-            tol=self.em_tol,
-            min_samples=self.min_samples,
-            min_component_samples=self.min_component_samples,
-        )
+        features = (yield Features(site, "prototypes", site.train)).cpu()
+        labels = site.train.labels.cpu()
+        options = {
+            "num_components": self.num_components,
+            "max_iter": self.em_max_iter,
+            "tol": self.em_tol,
+            "min_samples": self.min_samples,
+            "min_component_samples": self.min_component_samples,
+        }
+        floor = relative_floor(features, fraction=self.variance_floor)
+        bank = yield ClassMixtures(site, "prototypes", features, labels, floor, options)
         found = {"suppressed_classes": float(len(torch.unique(labels)) - len(bank.classes))}
         if isinstance(site.model, DualClassifier) and len(labels):
             found["etf_cosine"] = mean_cosine(site.model, features, labels)
@@ -238,9 +239,7 @@ class GFPL(Algorithm):
         wanted = bank.labels < site.model.num_classes  # a site may know fewer classes than the others
         if self.retrain_classes == "own":
             wanted &= torch.isin(bank.labels, site.train.labels.cpu())
-        bank = GaussianPrototypes(
-            bank.labels[wanted], bank.counts[wanted], bank.means[wanted], bank.variances[wanted]
-        )
+        bank = bank.rows(wanted)
         features, labels = sample(bank, per_class=self.pseudo_per_class, generator=site.generator(round, "pseudo"))
         negative = float((features < 0).double().mean()) if len(labels) else 0.0
         if self.clamp_pseudo:
@@ -257,7 +256,7 @@ class GFPL(Algorithm):
             return found | {"retrain_diverged": 1.0}
         return found | {"retrain_loss": loss}
 
-    def check_reply(self, reply: Reply, *, feature_dim: int, num_classes: int | None) -> None:
+    def check_reply(self, reply: Reply, *, state: Tensors, feature_dim: int, num_classes: int | None) -> None:
         """Refuse anything but a bank that a site of this run could have fitted.
 
         Whatever passes can be fused in float32: one site's numbers cannot make the others' overflow.
@@ -297,7 +296,7 @@ class GFPL(Algorithm):
         )
         return dict(fused.to_tensors())
 
-    def downlink(self, state: Tensors) -> dict[str, Tensor]:
+    def downlink(self, state: Tensors, site: SiteName | None = None) -> dict[str, Tensor]:
         """Return the fused prototypes as they travel; nothing where there are none yet."""
         return compress(GaussianPrototypes.from_tensors(state), self.precision) if state else {}
 

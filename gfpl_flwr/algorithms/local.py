@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit
 from gfpl_flwr.config import RunConfig
-from gfpl_flwr.models import SplitModel, seeded_init
 from gfpl_flwr.training import Site, Steps, classifier_loss, local_rounds
 
 
@@ -16,12 +13,6 @@ class Local(Algorithm):
     """Cross-entropy on a site's own data; up: nothing, down: nothing, one visit for the whole run."""
 
     name: ClassVar[str] = "local"
-
-    def build_model(
-        self, extractor: nn.Module, feature_dim: int, num_classes: int, *, dropout: float, seed: int
-    ) -> SplitModel:
-        """Return extractor and linear classifier."""
-        return seeded_init(lambda: SplitModel(extractor, feature_dim, num_classes, dropout=dropout), seed)
 
     def visits(self, config: RunConfig) -> list[Visit]:
         """Return the single visit that covers every round."""

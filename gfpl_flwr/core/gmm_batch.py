@@ -23,6 +23,8 @@ _COMPILED_FROM_ELEMENTS = 1 << 26
 # Elements of the widest temporary of one chunk of problems. On a processor a chunk should stay in its cache.
 _CHUNK_ELEMENTS = 1 << 20
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+# Padding brings the samples of a problem to a multiple of this.
+_MULTIPLE = 8
 # Effective samples are sums of probabilities: what should be exactly 5 may come out as 5 less rounding.
 _COUNT_ROUNDING = 1e-9
 # A component around one sample shares some of it with the others and stays under 1: only less than half is empty.
@@ -84,22 +86,30 @@ class Samples:
 
     def padded(self, space: Space) -> tuple[Problems, Tensor]:
         """Return all problems centred in one batch in ``space``, and their centres (Q, D)."""
-        slot = torch.arange(int(self.sizes.max()), device=self.order.device)
+        slot = torch.arange(_padded(int(self.sizes.max())), device=self.order.device)
         source = self.order[(self.first[:, None] + slot).clamp_max(len(self.order) - 1)]
         rows = self.features.index_select(0, source.flatten()).view(*source.shape, -1)
         return padded(rows, self.sizes, self.floor, space=space)
 
     def chunks(self, width: int) -> Iterator[tuple[Tensor, Samples]]:
-        """Yield groups of similar size, of about ``width`` elements a sample, with their indices."""
+        """Yield groups of one padded size, of about ``width`` elements a sample, with their indices.
+
+        A problem is padded to a size that follows from its own alone: sums over more padding would add in another
+        order, and the last bits of a fit would depend on the problems beside it.
+        """
         budget = _CHUNK_ELEMENTS if self.features.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-        sizes = self.sizes.tolist()
-        chunk: list[int] = []
-        for problem in [*sorted(range(len(sizes)), key=sizes.__getitem__), -1]:
-            if chunk and (problem < 0 or (len(chunk) + 1) * sizes[problem] * width > budget):
-                index = torch.tensor(chunk, device=self.order.device)
+        by_size: dict[int, list[int]] = {}
+        for problem, size in enumerate(self.sizes.tolist()):
+            by_size.setdefault(_padded(size), []).append(problem)
+        for size, problems in by_size.items():
+            count = max(1, budget // (size * width))
+            for start in range(0, len(problems), count):
+                index = torch.tensor(problems[start : start + count], device=self.order.device)
                 yield index, self.of(index)
-                chunk = []
-            chunk.append(problem)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _MULTIPLE) * _MULTIPLE
 
 
 def compiled_kernel(kernel: Kernel, elements: int, device: torch.device) -> bool:

@@ -74,7 +74,11 @@ class GaussianPrototypes:
 
     def of_class(self, label: int) -> GaussianPrototypes:
         """Return the rows of one class in their order; no rows if the bank does not hold the class."""
-        return self._rows(self.labels == label)
+        return self.rows(self.labels == label)
+
+    def rows(self, index: Tensor) -> GaussianPrototypes:
+        """Return the rows that an index or a mask names."""
+        return GaussianPrototypes(self.labels[index], self.counts[index], self.means[index], self.variances[index])
 
     def canonical(self) -> GaussianPrototypes:
         """Return the same rows by class, then decreasing count, then mean and variance by coordinate.
@@ -94,7 +98,7 @@ class GaussianPrototypes:
         )
         # unique(dim=0) is torch's lexicographic sort; equal rows are interchangeable.
         _, rank = torch.unique(key, dim=0, return_inverse=True)
-        return self._rows(rank.argsort(stable=True))
+        return self.rows(rank.argsort(stable=True))
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> GaussianPrototypes:
         """Return the bank with its floating point fields in ``dtype`` and every field on ``device``."""
@@ -151,9 +155,6 @@ class GaussianPrototypes:
         if len(dims) > 1:
             raise ValueError(f"banks must share one dimension, got {dims}")
         return cls(*(torch.cat([getattr(bank, key) for bank in banks]) for key in _KEYS))
-
-    def _rows(self, index: Tensor) -> GaussianPrototypes:
-        return GaussianPrototypes(self.labels[index], self.counts[index], self.means[index], self.variances[index])
 
 
 def _check_layout(labels: Tensor, counts: Tensor, means: Tensor, variances: Tensor) -> None:

@@ -32,6 +32,7 @@ def load(
     *,
     image_size: int = 32,
     class_names: tuple[str, ...] | None = None,
+    channels: int | None = None,
 ) -> "ImageDataset":
     """Load a data set, preparing ``<data-dir>/<name>.safetensors`` first where it does not exist yet.
 
@@ -48,6 +49,7 @@ def load(
             size.
         class_names: sub-folders of a ``folder:`` data set in the order of their class numbers; None: those
             there are, sorted. Other data sets have their own numbers.
+        channels: 1 or 3, of the images of a folder; None: what they are. Other data sets keep their own.
 
     Returns:
         The data set; its tensors are views of the file.
@@ -60,8 +62,8 @@ def load(
     build: Callable[[], Prepared] | None = None  # None for a prepared file of the user's own
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser().resolve()
-        path = data_dir / folder_file(folder, image_size=image_size, class_names=class_names)
-        build = partial(read_folder, folder, image_size=image_size, class_names=class_names)
+        path = data_dir / folder_file(folder, image_size=image_size, class_names=class_names, channels=channels)
+        build = partial(read_folder, folder, image_size=image_size, class_names=class_names, channels=channels)
     else:
         path = data_dir / f"{name}.safetensors"
         if name in SOURCES:

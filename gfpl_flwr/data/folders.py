@@ -28,20 +28,22 @@ _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 _LAYOUT = "expected PATH/<class>/<image> or PATH/train/<class>/<image> with PATH/test/<class>/<image>"
 
 
-def folder_file(path: Path, *, image_size: int, class_names: tuple[str, ...] | None = None) -> str:
+def folder_file(
+    path: Path, *, image_size: int, class_names: tuple[str, ...] | None = None, channels: int | None = None
+) -> str:
     """Return the name of the prepared file: it changes with the arguments and with every file of the folder.
 
     Args:
         path: absolute path of the folder.
         image_size: pixels a side.
-        class_names: see :func:`read_folder`.
+        class_names, channels: see :func:`read_folder`.
 
     Raises:
         DatasetNotFoundError: when there is no such folder.
     """
     if not path.is_dir():
         raise DatasetNotFoundError(f"data set 'folder:{path}' is not on this machine: no such folder; {_LAYOUT}")
-    digest = hashlib.sha256(f"{path}\n{image_size}\n{class_names}\n".encode())
+    digest = hashlib.sha256(f"{path}\n{image_size}\n{class_names}\n{channels or ''}\n".encode())
     for entry in sorted(path.rglob("*")):
         status = entry.stat() if entry.is_file() else None
         stamp = f"{status.st_size} {status.st_mtime_ns}" if status else "folder"
@@ -49,17 +51,20 @@ def folder_file(path: Path, *, image_size: int, class_names: tuple[str, ...] | N
     return f"folder-{digest.hexdigest()[:16]}.safetensors"
 
 
-def read_folder(path: Path, *, image_size: int, class_names: tuple[str, ...] | None = None) -> Prepared:
+def read_folder(
+    path: Path, *, image_size: int, class_names: tuple[str, ...] | None = None, channels: int | None = None
+) -> Prepared:
     """Decode every image of a folder, resized to a square.
 
-    All images become grey if every one of them is grey, RGB otherwise. Their orientation tag is honoured,
-    their aspect ratio is not kept, transparency is dropped.
+    Unless told otherwise, all images become grey if every one of them is grey, RGB otherwise. Their orientation tag
+    is honoured, their aspect ratio is not kept, transparency is dropped.
 
     Args:
         path: the folder, laid out as the module says.
         image_size: pixels a side.
         class_names: sub-folders in the order of their class numbers, those without an image included; None:
             the sub-folders there are, sorted.
+        channels: 1 for grey images, 3 for RGB; None: what the images are.
 
     Raises:
         DatasetNotFoundError: when the folder holds no class or no image.
@@ -70,7 +75,7 @@ def read_folder(path: Path, *, image_size: int, class_names: tuple[str, ...] | N
     train, test = _listing(train_root, names), _listing(test_root, names)
     if not train:
         raise DatasetNotFoundError(f"data set 'folder:{path}' has no image in {train_root}; {_LAYOUT}")
-    grey = all(_is_grey(file) for file, _ in train + test)
+    grey = channels == 1 if channels else all(_is_grey(file) for file, _ in train + test)
     images, labels = _decode(train, image_size, grey=grey)
     if test_root is not None:
         test_images, test_labels = _decode(test, image_size, grey=grey) if test else empty_like_images(images)

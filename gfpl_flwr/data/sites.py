@@ -29,6 +29,25 @@ def rows_by_class(labels: Indices, num_classes: int) -> list[Indices]:
     return np.split(order, ends[:-1])
 
 
+def rows_of_each(labels: Indices, num_classes: int, count: int, *, seed: int) -> Indices:
+    """Return ``count`` rows of every class, drawn without replacement, by class.
+
+    Args:
+        labels: (N,) class of every sample.
+        num_classes: C.
+        count: rows of each class.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a class has fewer samples.
+    """
+    generator = np.random.default_rng(seed)
+    rows = rows_by_class(labels, num_classes)
+    if few := [label for label, of_class in enumerate(rows) if len(of_class) < count]:
+        raise ValueError(f"class {few[0]} has {len(rows[few[0]])} samples")
+    return np.concatenate([generator.permutation(of_class)[:count] for of_class in rows])
+
+
 def apportion(shares: NDArray[np.float64], sizes: Indices) -> Indices:
     """Divide every class among the sites by shares, in whole samples.
 

@@ -21,7 +21,7 @@ from gfpl_flwr.algorithms.base import Algorithm, Reply
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
 from gfpl_flwr.data.partitions import partition
-from gfpl_flwr.data.sites import SiteIndices
+from gfpl_flwr.data.sites import Indices, SiteIndices, rows_of_each
 from gfpl_flwr.dataset_settings import architecture_of, settings_for
 from gfpl_flwr.flower.hosting import hosted_sites, join_replies
 from gfpl_flwr.flower.state import SiteStore
@@ -208,14 +208,14 @@ def _common(
     config, algorithm = _parsed(items)
     dataset = open_dataset(config, data_dir)
     algorithm = algorithm.resolve(config, dataset.num_classes)
-    return config, algorithm, dataset, initial_model(config, algorithm, dataset)
+    return config, algorithm, dataset, initial_model(config, algorithm, dataset.image_shape, dataset.num_classes)
 
 
 def _begin(ask: Ask) -> _Begun | RecordDict:
     """Return a visit with everything that it needs; the content of its reply where it was finished before."""
     items = _sorted(ask.run_config)
     node = Node.of(ask.node_config, _parsed(items)[0], ask.place)
-    order = decode_order(ask.content)
+    order = decode_order(ask.content, ask.place)
     store = SiteStore(node.state_dir, order.run, node.site)
     if (answered := store.answer_to(order)) is not None:
         return answered
@@ -255,8 +255,8 @@ def pick_device(wanted: str) -> torch.device:
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: Path, image_size: int, class_names: tuple[str, ...]) -> ImageDataset:
-    return load(name, data_dir, image_size=image_size, class_names=class_names or None)
+def _load(name: str, data_dir: Path, image_size: int, class_names: tuple[str, ...], channels: int) -> ImageDataset:
+    return load(name, data_dir, image_size=image_size, class_names=class_names or None, channels=channels or None)
 
 
 def open_dataset(config: RunConfig, data_dir: Path) -> ImageDataset:
@@ -265,19 +265,28 @@ def open_dataset(config: RunConfig, data_dir: Path) -> ImageDataset:
     Raises:
         DatasetNotFoundError: says where it was looked for and how to get it.
     """
-    return _load(config.dataset, data_dir, config.image_size, config.class_list)
+    return _load(config.dataset, data_dir, config.image_size, config.class_list, config.image_channels)
 
 
-def initial_model(config: RunConfig, algorithm: Algorithm, dataset: ImageDataset) -> SplitModel:
-    """Return the model every site starts from: it depends on the run's seed and the shape of the data alone."""
+def initial_model(
+    config: RunConfig, algorithm: Algorithm, image_shape: tuple[int, int, int], num_classes: int
+) -> SplitModel:
+    """Return the model every site starts from: it depends on the run's seed and the shape of the data alone.
+
+    Args:
+        config: the run's options.
+        algorithm: resolved.
+        image_shape: channels, height and width in pixels.
+        num_classes: C.
+    """
     architecture = architecture_of(config)
     # Two seeds: layers drawn from one would begin with the same numbers.
     body, heads = (seeding.derive(config.seed, "initial-model", part) for part in ("extractor", "heads"))
-    extractor = seeded_init(lambda: build_extractor(architecture, dataset.image_shape), body)
+    extractor = seeded_init(lambda: build_extractor(architecture, image_shape), body)
     return algorithm.build_model(
         extractor,
         FEATURE_DIMS[architecture],
-        dataset.num_classes,
+        num_classes,
         dropout=DROPOUT[architecture],
         seed=heads,
     )
@@ -303,6 +312,22 @@ def partition_of(config: RunConfig, dataset: ImageDataset, num_sites: int) -> li
         alpha=config.alpha,
         tail_ratio=config.tail_ratio,
     )
+
+
+@lru_cache(maxsize=2)
+def common_test_of(config: RunConfig, dataset: ImageDataset) -> Indices | None:
+    """Return the test rows on which every site is tested beside its own; None where none are asked for.
+
+    Raises:
+        ConfigError: a class has too few test images.
+    """
+    if not config.common_test_shots or config.partition == "own":
+        return None
+    seed = seeding.derive(config.seed, "common-test")
+    try:
+        return rows_of_each(dataset.test_labels.numpy(), dataset.num_classes, config.common_test_shots, seed=seed)
+    except ValueError as error:
+        raise ConfigError(f"common-test-shots = {config.common_test_shots}: {error}") from None
 
 
 def build_site(
@@ -333,11 +358,13 @@ def build_site(
         return Images(pixels[chosen].to(device), labels[chosen].to(device), mean, std)
 
     preset = settings_for(config.dataset)
+    common = common_test_of(config, dataset)
     return Site(
         key=key,
         model=model,
         train=images(dataset.train_images, dataset.train_labels, share and share.train),
         test=images(dataset.test_images, dataset.test_labels, share and share.test),
+        common=None if common is None else images(dataset.test_images, dataset.test_labels, common),
         config=config,
         batch_size=config.batch_size or (32 if architecture_of(config) == "resnet18" else preset.batch_size),
         augment=preset.augment if config.augment == "auto" else config.augment == "crop-flip",

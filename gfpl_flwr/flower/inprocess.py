@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -56,7 +57,8 @@ class InProcessGrid(Grid):
         self._node_configs = {node: dict(config) for node, config in enumerate(node_configs, start=2)}  # 1: server
         self._run_config = dict(run_config)
         self._cohort, self._count = cohort, workers
-        self._workers = _Workers(workers) if workers > 1 else None
+        threads = int(run_config.get("torch-threads", 1))
+        self._workers = _Workers(workers, threads=threads) if workers > 1 else None
         self._pending: dict[str, Message] = {}
         self._underway: dict[Future[list[RecordDict | str]], list[Message]] = {}
         self._run = Run.create_empty(RUN_ID)
@@ -153,9 +155,10 @@ class InProcessGrid(Grid):
 class _Workers:
     """Processes that handle cohorts; one that dies costs the cohorts underway and is replaced."""
 
-    def __init__(self, count: int) -> None:
-        # Forked ones start at once with everything imported; torch on one thread has nothing that a fork could break.
-        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    def __init__(self, count: int, *, threads: int) -> None:
+        # Forked ones start at once with everything imported, but cannot have threads of torch: see _begin_worker.
+        forked = sys.platform == "linux" and threads == 1
+        self._context = multiprocessing.get_context("fork" if forked else "spawn")
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
         self._others = set(multiprocessing.active_children())
@@ -163,7 +166,7 @@ class _Workers:
     def submit(self, asks: list[Ask]) -> "Future[list[RecordDict | str]]":
         for _ in range(2):
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_ignore_interrupts)
+                self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_begin_worker)
             try:
                 return self._pool.submit(answer, asks)
             except BrokenProcessPool:
@@ -180,9 +183,11 @@ class _Workers:
             self._pool = None
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that started this one."""
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the process that started this one, and do without its threads, which a fork does not copy."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An operation that is shared among threads would wait for ever for those of the parent.
+    torch.set_num_threads(1)
 
 
 def _outcomes(future: "Future[list[RecordDict | str]]", count: int) -> list[RecordDict | str]:

@@ -126,10 +126,13 @@ def _site_line(answer: SiteReply, up: Size, down: Size) -> dict[str, Any]:
 
 def _counts_line(counts: Counts) -> dict[str, Any]:
     classes = counts.total.nonzero().flatten()
-    return {
+    line = {
         "round": counts.round,
         "phase": counts.phase,
         "classes": classes.tolist(),
         "total": counts.total[classes].tolist(),
         "correct": {head: correct[classes].tolist() for head, correct in counts.correct.items()},
     }
+    if counts.common is not None:
+        line["common"] = {"total": counts.common.total, "correct": counts.common.correct}
+    return line

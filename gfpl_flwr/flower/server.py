@@ -3,18 +3,22 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from gfpl_flwr.algorithms import parse_run
+from gfpl_flwr.algorithms.base import Algorithm
 from gfpl_flwr.algorithms.gfpl import GFPL
-from gfpl_flwr.dataset_settings import architecture_of, num_classes_of
+from gfpl_flwr.config import ConfigError, RunConfig
+from gfpl_flwr.dataset_settings import architecture_of, image_shape_of, num_classes_of
+from gfpl_flwr.flower.client import initial_model, open_dataset
 from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
-from gfpl_flwr.models import FEATURE_DIMS
+from gfpl_flwr.models import FEATURE_DIMS, SplitModel
 
 logger = logging.getLogger("flwr.gfpl")
 COMMAND = "GFPL_COMMAND"
@@ -58,6 +62,7 @@ def run(
     config, algorithm = parse_run(flat)
     num_classes = num_classes_of(config)
     algorithm = algorithm.resolve(config, num_classes)
+    model = reference_model(config, algorithm) if algorithm.knows_model else None
     # Without it: the arguments of this process are no command of the user's, and hold a token of Flower's.
     command = os.environ.get(COMMAND, "flwr run" if engine == "flower" else "run_in_process")
     folder = RunFolder.open(config, flat, engine=engine, command=command, state_name=algorithm.state_name)
@@ -69,6 +74,7 @@ def run(
         folder,
         feature_dim=FEATURE_DIMS[architecture_of(config)],
         num_classes=num_classes,
+        model=model,
         on_progress=on_progress or logged(),
     )
     try:
@@ -81,3 +87,23 @@ def run(
         raise
     folder.finish("completed", sites=strategy.expected)
     return folder
+
+
+def reference_model(config: RunConfig, algorithm: Algorithm) -> SplitModel:
+    """Return the model that every site starts from, for a server that averages such models.
+
+    Raises:
+        ConfigError: the configuration does not tell the shape of the images or the number of classes.
+    """
+    shape, num_classes = image_shape_of(config), num_classes_of(config)
+    if shape is None or num_classes is None:
+        try:
+            dataset = open_dataset(config, Path(config.data_dir))
+        except ValueError as error:
+            told = "image-channels and class-names" if config.dataset.startswith("folder:") else "the data set itself"
+            raise ConfigError(
+                f"algorithm = {config.algorithm!r}: the server must know the shape of the model, so it needs {told} "
+                f"({error})"
+            ) from None
+        shape, num_classes = dataset.image_shape, dataset.num_classes
+    return initial_model(config, algorithm, shape, num_classes)

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +21,7 @@ from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.tensors import Size, decode_tensors, encode_tensors, size_of
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_reply, encode_order
+from gfpl_flwr.models import SplitModel
 from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
@@ -49,6 +51,7 @@ class VisitStrategy(Strategy):
         folder: of the run.
         feature_dim: D.
         num_classes: C; None where only the sites know.
+        model: that every site starts from, where the algorithm knows it.
         on_progress: called when replies came and after every visit.
     """
 
@@ -60,6 +63,7 @@ class VisitStrategy(Strategy):
         *,
         feature_dim: int,
         num_classes: int | None,
+        model: SplitModel | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.algorithm = algorithm
@@ -69,7 +73,7 @@ class VisitStrategy(Strategy):
         self.num_classes = num_classes
         self.on_progress = on_progress or (lambda progress: None)
         self.visits: Sequence[Visit] = algorithm.visits(config)
-        self.state: dict[str, Tensor] = algorithm.initial()
+        self.state: dict[str, Tensor] = algorithm.initial(model)
         self.sites: dict[int, Sequence[SiteName]] = {}  # node id to the sites it answered for
         self.expected = config.num_sites
         self._ledger = Ledger()
@@ -95,15 +99,24 @@ class VisitStrategy(Strategy):
         """Address visit ``server_round`` to every connected node, with the server's state where the visit says so."""
         visit = self.visits[server_round - 1]
         self._current = visit.index
-        down = self.algorithm.downlink(decode_tensors(arrays)) if visit.download else {}
-        order = Order(self.folder.key, visit, down)
-        content = encode_order(order)
+        nodes = self._wait_for_nodes(grid)
+        contents = self._orders(visit, decode_tensors(arrays), nodes)
         # Twice the deadline: Flower refuses the reply to a message that has expired, and a late one is to be noted.
         ttl = 2 * self.config.visit_deadline
         return [
             Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
-            for node in self._wait_for_nodes(grid)
+            for node, content in zip(nodes, contents, strict=True)
         ]
+
+    def _orders(self, visit: Visit, state: dict[str, Tensor], nodes: Sequence[int]) -> list[RecordDict]:
+        """Return the content of the message to each node; one value where all are told the same."""
+        if not (visit.download and self.algorithm.by_site):
+            down = self.algorithm.downlink(state) if visit.download else {}
+            return [encode_order(Order(self.folder.key, visit, down))] * len(nodes)
+        order = Order(self.folder.key, visit, {})
+        unknown: Sequence[SiteName | None] = [None] * self.config.sites_per_node
+        hosted = [self.sites.get(node, unknown) for node in nodes]
+        return [encode_order(order, [self.algorithm.downlink(state, site) for site in sites]) for sites in hosted]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -127,7 +140,7 @@ class VisitStrategy(Strategy):
             )
         fusion = None
         if visit.upload:
-            contributions = [answer.reply for answer in answers]
+            contributions = [replace(answer.reply, site=answer.site) for answer in answers]
             self.state = self.algorithm.aggregate(self.state, contributions)
             fusion = self.algorithm.describe(self.state, contributions)
         ledger.seconds["aggregate"] = time.perf_counter() - start
@@ -224,11 +237,10 @@ class VisitStrategy(Strategy):
         return -(-sites // self.config.sites_per_node)
 
     def _exchange(self, grid: Grid, messages: list[Message]) -> None:
-        size = size_of(messages[0])  # all carry the same content
-        nodes = [message.metadata.dst_node_id for message in messages]
-        self._ledger.sent = {
-            message_id: (node, size) for node, message_id in zip(nodes, grid.push_messages(messages), strict=True)
-        }
+        contents = {id(message.content): message for message in messages}  # most often all carry the same one
+        sizes = {content: size_of(message) for content, message in contents.items()}
+        sent = [(message.metadata.dst_node_id, sizes[id(message.content)]) for message in messages]
+        self._ledger.sent = dict(zip(grid.push_messages(messages), sent, strict=True))
         waiting = set(self._ledger.sent)
         deadline = time.monotonic() + self.config.visit_deadline
         while waiting and time.monotonic() < deadline:
@@ -342,7 +354,9 @@ class VisitStrategy(Strategy):
         if known is not None and any(len(counts.total) > known for counts in answer.reply.accuracy):
             raise ValueError(f"tested on a class that is not among the {known} of the data set")
         if visit.upload:
-            self.algorithm.check_reply(answer.reply, feature_dim=self.feature_dim, num_classes=known)
+            self.algorithm.check_reply(
+                answer.reply, state=self.state, feature_dim=self.feature_dim, num_classes=known
+            )
         elif answer.reply.tensors:
             raise ValueError(f"tensors came that nobody asked for: {', '.join(answer.reply.tensors)}")
         return hosted

@@ -5,7 +5,7 @@ checked before it is believed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,11 +16,10 @@ from torch import Tensor
 from gfpl_flwr.algorithms.base import Reply, Visit
 from gfpl_flwr.flower.tensors import decode_tensors, encode_tensors
 from gfpl_flwr.site_names import SiteName
-from gfpl_flwr.training import Counts
+from gfpl_flwr.training import PHASES, CommonCounts, Counts
 
 T = TypeVar("T", int, bool, str)
 
-PHASES = ("train", "retrain")
 # What a reply can claim: far more than any site needs, far less than it takes to hurt the server.
 LARGEST_COUNT, LARGEST_TABLE, LONGEST_NAME = 10**9, 4_000_000, 64
 ARRAYS, VISIT, SITE, MEASURES = "arrays", "visit", "site", "measures"
@@ -41,9 +40,14 @@ class Order:
     tensors: Mapping[str, Tensor]
 
 
-def encode_order(order: Order) -> RecordDict:
-    """Pack a visit's order as the content of a message."""
-    visit = order.visit
+def encode_order(order: Order, each: Sequence[Mapping[str, Tensor]] = ()) -> RecordDict:
+    """Pack a visit's order as the content of a message to a node.
+
+    Args:
+        order: as it is for all sites of the node.
+        each: what the server hands down to each of them instead, where they are not told the same.
+    """
+    visit, downs = order.visit, each or [order.tensors]
     fields: dict[str, int | str | bool] = {
         "run": order.run,
         "visit": visit.index,
@@ -52,11 +56,16 @@ def encode_order(order: Order) -> RecordDict:
         "download": visit.download,
         "upload": visit.upload,
     }
-    return RecordDict({VISIT: ConfigRecord(dict(fields)), ARRAYS: encode_tensors(order.tensors)})
+    arrays = {_of_place(place, len(downs)): encode_tensors(down) for place, down in enumerate(downs)}
+    return RecordDict({VISIT: ConfigRecord(dict(fields)), **arrays})
 
 
-def decode_order(content: RecordDict) -> Order:
+def decode_order(content: RecordDict, place: int = 0) -> Order:
     """Unpack a visit's order.
+
+    Args:
+        content: of the message to a node.
+        place: for which of its sites.
 
     Raises:
         ValueError: a record or field is missing or of the wrong type.
@@ -69,7 +78,16 @@ def decode_order(content: RecordDict) -> Order:
         _typed(fields, "download", bool),
         _typed(fields, "upload", bool),
     )
-    return Order(_typed(fields, "run", str), visit, decode_tensors(_arrays(content)))
+    count = len(content.array_records)
+    expected = {_of_place(place, count) for place in range(count)}
+    if content.array_records.keys() != expected or not expected or (count > 1 and place >= count):
+        raise ValueError(f"expected an array record {ARRAYS!r} for each site, got {sorted(content.array_records)}")
+    arrays = content.array_records[_of_place(place if count > 1 else 0, count)]
+    return Order(_typed(fields, "run", str), visit, decode_tensors(arrays))
+
+
+def _of_place(place: int, count: int) -> str:
+    return f"{ARRAYS}.{place}" if count > 1 else ARRAYS
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,12 @@ def encode_reply(answer: SiteReply) -> RecordDict:
         for head in reply.accuracy[0].correct:
             rows = [counts.correct[head][classes] for counts in reply.accuracy]
             measures[f"correct.{head}"] = torch.cat(rows).tolist()
+        common = [(place, counts.common) for place, counts in enumerate(reply.accuracy) if counts.common is not None]
+        if common:
+            measures["common-at"] = [place for place, _ in common]
+            measures["common-counts"] = list(common[0][1].total)
+            for head in common[0][1].correct:
+                measures[f"common-correct.{head}"] = [right for _, its in common for right in its.correct[head]]
     measures |= {f"seconds.{phase}": float(value) for phase, value in reply.seconds.items()}
     measures |= {f"diagnostics.{name}": float(value) for name, value in reply.diagnostics.items()}
     site = ConfigRecord(
@@ -190,10 +214,32 @@ def _accuracy(measures: MetricRecord) -> list[Counts]:
             raise ValueError(f"correct.{head} counts more correct samples than there are")
         for row, of_round in zip(table, correct, strict=True):
             of_round[head] = torch.zeros(width, dtype=torch.int64).index_put((index,), row)
+    common = _common(measures, heads, len(rounds))
     return [
-        Counts(round, PHASES[phase], total, of_round)
-        for round, phase, of_round in zip(rounds, phases, correct, strict=True)
+        Counts(round, PHASES[phase], total, of_round, common.get(place))
+        for place, (round, phase, of_round) in enumerate(zip(rounds, phases, correct, strict=True))
     ]
+
+
+def _common(measures: MetricRecord, heads: Sequence[str], evaluations: int) -> dict[int, CommonCounts]:
+    """Return what was counted on the common test images, by the place of the evaluation it belongs to."""
+    places = _naturals(measures, "common-at")
+    if not places:
+        return {}
+    totals = _naturals(measures, "common-counts")
+    if len(totals) != 2 or sorted(set(places)) != places or places[-1] >= evaluations:
+        raise ValueError("common-at and common-counts do not fit the evaluations")
+    correct: list[dict[str, tuple[int, int]]] = [{} for _ in places]
+    for head in heads:
+        values = _naturals(measures, f"common-correct.{head}")
+        if len(values) != 2 * len(places):
+            raise ValueError(f"common-correct.{head} has {len(values)} values, expected {len(places)} x 2")
+        for of_place, seen, unseen in zip(correct, values[::2], values[1::2], strict=True):
+            if seen > totals[0] or unseen > totals[1]:
+                raise ValueError(f"common-correct.{head} counts more correct samples than there are")
+            of_place[head] = (seen, unseen)
+    total = (totals[0], totals[1])
+    return {place: CommonCounts(total, its) for place, its in zip(places, correct, strict=True)}
 
 
 def _naturals(measures: MetricRecord, key: str) -> list[int]:

@@ -3,7 +3,7 @@
 from gfpl_flwr.models.architectures import DROPOUT, FEATURE_DIMS, build_extractor, seeded_init
 from gfpl_flwr.models.dropout import Dropout
 from gfpl_flwr.models.split import DualClassifier, SplitModel
-from gfpl_flwr.models.stacked import Stack, is_large, memory_format
+from gfpl_flwr.models.stacked import Stack, is_large
 from gfpl_flwr.models.stacked_layers import CannotStackError
 
 __all__ = [
@@ -16,6 +16,5 @@ __all__ = [
     "Stack",
     "build_extractor",
     "is_large",
-    "memory_format",
     "seeded_init",
 ]

@@ -19,6 +19,7 @@ from gfpl_flwr.models.split import SplitModel
 from gfpl_flwr.models.stacked_layers import (
     STACKED,
     CannotStackError,
+    SingleLayer,
     StackedBatchNorm2d,
     StackedConv2d,
     StackedLayer,
@@ -35,7 +36,7 @@ def is_large(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) > _LARGE
 
 
-def memory_format(model: nn.Module) -> torch.memory_format:
+def _layout(model: nn.Module) -> torch.memory_format:
     """Return the layout in which a model's images should come.
 
     With few channels, convolutions and pooling take half the time and less with the channels last; a large network
@@ -60,6 +61,7 @@ class Stack:
         layout: memory format in which :meth:`features` wants its images.
         dropout: the layers that drop something in training.
         active: name of each parameter to its values over the active sites.
+        single: whether it can only run as the one model that it is, because of a layer that does not stack.
 
     Raises:
         CannotStackError: a layer that has weights or buffers and is no Conv2d, Linear or BatchNorm2d, or models
@@ -76,11 +78,12 @@ class Stack:
             for name in layer.parameter_names
         }
         self.head_weights = {name: values for name, values in self.weights.items() if not name.startswith(_EXTRACTOR)}
-        self.layout = memory_format(models[0])
+        self.layout = _layout(models[0])
         self.exact = exact and not is_large(models[0]) and next(models[0].parameters()).device.type == "cpu"
         for layer in self._layers.values():
             if isinstance(layer, StackedConv2d):
                 layer.as_in_a_stack = self.exact and layer.groups == 1
+        self.single = any(isinstance(layer, SingleLayer) for layer in self._layers.values())
         self.dropout = active_dropout(self.network)
         self._folded_dropout = set(active_dropout(self.network.extractor))
         self.select(slice(None))

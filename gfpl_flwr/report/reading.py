@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Accuracy, Merge, SiteReply, Visit
+from gfpl_flwr.report.records import PHASES, TRAFFIC_KEYS, Accuracy, Common, Merge, SiteReply, Visit
 from gfpl_flwr.report.runs import Run
 from gfpl_flwr.site_names import SiteName, site_order
 
@@ -92,12 +92,15 @@ def _visit(record: dict[str, Any], where: str) -> Visit:
         exchange=_get(record, "exchange", bool, where),
         traffic={key: _count(record, key, where) for key in TRAFFIC_KEYS},
         seconds=float(_get(_get(record, "seconds", dict, where), "total", (int, float), where)),
-        merge=None
-        if record.get("fusion") is None
-        else _merge(_get(record, "fusion", dict, where), number, last, where),
+        merge=_merge(record["fusion"], number, last, where) if _fused(record, where) else None,
         sites=tuple(sorted(sites, key=lambda reply: site_order(reply.site))),
         notes=tuple((_name(entry, where), str(entry.get("note", ""))) for entry in record.get("notes", [])),
     )
+
+
+def _fused(record: dict[str, Any], where: str) -> bool:
+    """Return whether an aggregation tells of components; other methods tell other things, or nothing."""
+    return record.get("fusion") is not None and "components_in" in _get(record, "fusion", dict, where)
 
 
 def _merge(fusion: dict[str, Any], visit: int, after_round: int, where: str) -> Merge:
@@ -153,7 +156,24 @@ def _accuracy(entry: object, where: str) -> Accuracy:
     for head, hits in correct.items():
         if any(hit > all_ for hit, all_ in zip(hits, total, strict=True)):
             raise ValueError(f"{where}: expected at most {total} correct in round {number}, {head} has {hits}")
-    return Accuracy(number, phase, classes, total, correct)
+    return Accuracy(number, phase, classes, total, correct, _common(entry, number, where))
+
+
+def _common(entry: dict[str, Any], number: int, where: str) -> Common | None:
+    if "common" not in entry:
+        return None
+    counts = _get(entry, "common", dict, where)
+    seen, unseen = _ints(counts, "total", where, length=2)
+    correct = {}
+    for head in _get(counts, "correct", dict, where):
+        hits = _ints(counts["correct"], head, where, length=2)
+        if hits[0] > seen or hits[1] > unseen:
+            raise ValueError(
+                f"{where}: expected at most {(seen, unseen)} correct on common images in round {number}, "
+                f"{head} has {hits}"
+            )
+        correct[head] = (hits[0], hits[1])
+    return Common((seen, unseen), correct)
 
 
 def _load_object(path: Path) -> dict[str, Any]:

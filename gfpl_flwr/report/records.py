@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gfpl_flwr.site_names import SiteName
 
-PHASES = ("train", "retrain")
+PHASES = ("train", "retrain", "received")  # of two of one round, the later tells what a site would use
 TRAFFIC_KEYS = (
     "messages",
     "bytes_up",
@@ -17,6 +17,24 @@ TRAFFIC_KEYS = (
 )
 
 
+SHARES = ("all", "seen", "unseen")
+
+
+class Common(NamedTuple):
+    """Counts on test images of every class: of classes that the site has trained on, and of all others."""
+
+    total: tuple[int, int]
+    correct: dict[str, tuple[int, int]]
+
+    def fraction(self, head: str, share: str) -> float | None:
+        """Return what ``head`` gets right of ``all``, ``seen`` or ``unseen`` classes; None without such samples."""
+        places = {"all": (0, 1), "seen": (0,), "unseen": (1,)}[share]
+        samples = sum(self.total[place] for place in places)
+        if not samples or head not in self.correct:
+            return None
+        return sum(self.correct[head][place] for place in places) / samples
+
+
 class Accuracy(NamedTuple):
     """Test counts of one site after one round: ``total`` per class, ``correct`` per head and class."""
 
@@ -25,6 +43,7 @@ class Accuracy(NamedTuple):
     classes: tuple[int, ...]
     total: tuple[int, ...]
     correct: dict[str, tuple[int, ...]]
+    common: Common | None = None
 
     def fraction(self, head: str) -> float | None:
         """Return the share of test samples that ``head`` gets right; None without head or samples."""

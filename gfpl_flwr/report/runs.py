@@ -116,10 +116,11 @@ class Run:
         return tuple(visit.last_round for visit in self.visits if visit.exchange)
 
     @cached_property
-    def retrained_rounds(self) -> frozenset[int]:
-        """The rounds for which at least one site told an accuracy after retraining."""
-        entries = (entry for v in self.visits for reply in v.sites for entry in reply.accuracy)
-        return frozenset(entry.round for entry in entries if entry.phase == "retrain")
+    def tested_phases(self) -> dict[str, frozenset[int]]:
+        """The phases in which sites were tested, in the order of :data:`PHASES`, with their rounds."""
+        entries = [entry for v in self.visits for reply in v.sites for entry in reply.accuracy]
+        rounds = {phase: frozenset(e.round for e in entries if e.phase == phase) for phase in PHASES}
+        return {phase: its for phase, its in rounds.items() if its}
 
     @property
     def merges(self) -> tuple[Merge, ...]:
@@ -165,7 +166,10 @@ class Run:
         return min(rounds, default=None)
 
     def curve(self, head: str | None = None) -> list[Point]:
-        """Return the accuracy by round: after retraining where there was one, else after local training.
+        """Return the accuracy by round of the model that a site would use after it.
+
+        That is the model after retraining on what the server handed down, or the one that the server handed down,
+        where there was one, else the model after local training.
 
         A site that failed is carried on with its last known accuracy, so that the mean does not move because
         a weak or a strong site fell out. A site without test samples, or not yet heard of, is left out.
@@ -181,7 +185,7 @@ class Run:
         """
         return _points(self._by_round(head, PHASES))
 
-    def before_retraining(self, head: str | None = None) -> list[Point]:
+    def after_training(self, head: str | None = None) -> list[Point]:
         """Return the accuracy by round after local training alone; else as :meth:`curve`."""
         return _points(self._by_round(head, ("train",)))
 
@@ -223,7 +227,24 @@ class Run:
         up, down = up.cumsum(), down.cumsum()
         return [Traffic(r, int(up[r]), int(down[r])) for r in rounds]
 
-    def _by_round(self, head: str | None, phases: tuple[str, ...]) -> dict[int, dict[SiteName, float]]:
+    def common_curve(self, share: str = "all", *, head: str | None = None) -> list[Point]:
+        """Return the accuracy on test images of every class, by round; else as :meth:`curve`.
+
+        Args:
+            share: ``all`` classes, those ``seen`` in the site's training images, or the ``unseen``.
+            head: inference head; the run's default when None.
+
+        Returns:
+            One point per round in which that was tested; none if the run did not.
+
+        Raises:
+            ValueError: the run did not evaluate that head.
+        """
+        return _points(self._by_round(head, PHASES, share=share))
+
+    def _by_round(
+        self, head: str | None, phases: tuple[str, ...], *, share: str | None = None
+    ) -> dict[int, dict[SiteName, float]]:
         """Collect ``{round: {site: accuracy}}``; of two phases of a round the later in ``phases`` wins."""
         head = head or self.head
         if self.heads and head not in self.heads:
@@ -233,7 +254,10 @@ class Run:
             for visit in self.visits:
                 for reply in visit.sites:
                     for entry in reply.accuracy:
-                        value = entry.fraction(head) if entry.phase == phase else None
+                        if entry.phase != phase:
+                            continue
+                        common = entry.common
+                        value = entry.fraction(head) if share is None else common and common.fraction(head, share)
                         if value is not None:
                             found.setdefault(entry.round, {})[reply.site] = value
         return found

@@ -87,8 +87,8 @@ def csv(runs: Sequence[Run]) -> str:
 def visits(run: Run) -> Table:
     """Build the log of a run, one row a visit: rounds, replies, bytes, fusion and accuracy.
 
-    The accuracies belong to the last round of the visit: after local training and, where the next visit
-    retrained on what was exchanged, after that.
+    The accuracies belong to the last round of the visit: after local training and, where the next visit began with
+    what was exchanged, after the site had retrained on it or taken it over.
 
     Args:
         run: the run.
@@ -96,10 +96,11 @@ def visits(run: Run) -> Table:
     Returns:
         A table for ``rich.print``.
     """
-    trained = {point.round: point.mean for point in run.before_retraining()}
+    trained = {point.round: point.mean for point in run.after_training()}
+    then = [phase for phase in run.tested_phases if phase != "train"]
     curve = {point.round: point.mean for point in run.curve()}
     columns = ["visit", "rounds", "replies", "up", "down", "fused", "trained\n(%)"]
-    columns += ["retrained\n(%)"] if run.retrained_rounds else []
+    columns += [{"retrain": "retrained\n(%)", "received": "received\n(%)"}[phase] for phase in then[:1]]
     caption = "Accuracy: unweighted mean over sites after the last round of the visit."
     table = _table([*columns, "time\n(s)"], title=f"{run.name}: visits", caption=caption)
     for visit in run.visits:
@@ -111,8 +112,8 @@ def visits(run: Run) -> Table:
         cells += [human_bytes(visit.traffic["bytes_up"]), human_bytes(visit.traffic["bytes_down"])]
         cells += [f"{merge.components_in} → {merge.components_out}" if merge else NOTHING]
         cells += [percent(trained[last]) if local and last in trained else NOTHING]
-        if run.retrained_rounds:
-            cells += [percent(curve[last]) if local and last in run.retrained_rounds else NOTHING]
+        if then:
+            cells += [percent(curve[last]) if local and last in run.tested_phases[then[0]] else NOTHING]
         table.add_row(*map(Text, [*cells, human_seconds(visit.seconds)]))
     return table
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +47,20 @@ class Draws:
     augment: torch.Generator | None = None
 
 
-Step = tuple[Tensor, Tensor, list[Tensor]]
-"""What a stack takes in a step of the active sites: inputs, labels (S, B) and a mask for each dropout layer."""
+class Step(NamedTuple):
+    """What a stack takes in a step of the active sites.
+
+    Attributes:
+        inputs: folded images (B, S channels, H, W), or features (S, B, D).
+        labels: (S, B).
+        masks: one for each dropout layer.
+        beside: features (S, B, D) and labels (S, B) that go with the step; empty where none do.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    masks: Sequence[Tensor]
+    beside: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,16 +107,26 @@ class Cohort:
         data: of each site, those with more whole batches first; all images or all features.
         stack: the network that will be trained, in the mode in which it will be.
         draws: of each site.
+        beside: of each site as many labelled features as it has samples, of which each step takes as many as it takes
+            samples, in the order given; empty where steps take samples alone.
     """
 
-    def __init__(self, data: Sequence[Images | Samples], stack: Stack, draws: Sequence[Draws]) -> None:
+    def __init__(
+        self,
+        data: Sequence[Images | Samples],
+        stack: Stack,
+        draws: Sequence[Draws],
+        beside: Sequence[Samples] = (),
+    ) -> None:
         self.stack = stack
         self.draws = draws
+        fields = ("features", "labels") if beside else ()
+        self.beside = [torch.cat([getattr(part, field) for part in beside]) for field in fields]
         self.images = data[0] if isinstance(data[0], Images) else None
         self.lengths = [len(part) for part in data]
         self.starts = [sum(self.lengths[:index]) for index in range(len(data))]
-        self.labels = _joined([part.labels for part in data])
-        self.values = _joined([part.images if isinstance(part, Images) else part.features for part in data])
+        self.labels = joined([part.labels for part in data])
+        self.values = joined([part.images if isinstance(part, Images) else part.features for part in data])
         self.device = self.labels.device
 
     def epoch(self, size: int) -> Iterator[Run]:
@@ -135,7 +158,7 @@ class Cohort:
         return [(rest, [site for site, its in enumerate(left) if its == rest]) for rest in sorted(set(left) - {0})]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
     """Join the rows of all sites; those of one site stay where they are, on a device in a file mapped into memory."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -147,6 +170,7 @@ class _Epoch:
         self.images = cohort.images
         self.stack = cohort.stack
         self.rows = rows
+        self.beside = cohort.beside
         self.values, self.labels = cohort.values, cohort.labels[rows]
         layers = cohort.stack.dropout if cohort.stack.network.training else []
         drawn = [
@@ -166,17 +190,41 @@ class _Epoch:
         """Yield the samples at positions (steps, S, B), step by step."""
         of_step = positions[0].numel() * self.values[0].numel()
         for block in torch.split(positions, max(1, _BLOCK // of_step)):
-            inputs = self.values[self.rows[block]] if self.images is None else self._pixels(self.images, block)
+            inputs = self._inputs(block)
             masks = self.stack.arrange([mask[block] for mask in self.masks])
-            yield from zip(
-                inputs, self.labels[block], zip(*masks, strict=True) if masks else [()] * len(block), strict=True
+            beside = [values[block] for values in self.beside]
+            nothing: list[Sequence[Tensor]] = [()] * len(block)
+            yield from map(
+                Step,
+                inputs,
+                self.labels[block],
+                zip(*masks, strict=True) if masks else nothing,
+                zip(*beside, strict=True) if beside else nothing,
             )
 
-    def _pixels(self, images: Images, block: Tensor) -> Tensor:
-        """Return the images of some steps (steps, B, S channels, H, W), in the layout of the stack."""
-        across = block.transpose(1, 2).flatten()  # the sites are channels of one batch
-        windows = None if self.windows is None else self.windows[across]
-        pixels = dataclasses.replace(images, images=self.values).pixels(self.rows[across], windows=windows)
-        steps, sites, batch = block.shape
-        folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
-        return folded.clone(memory_format=self.stack.layout).view(steps, batch, *folded.shape[1:])
+    def _inputs(self, block: Tensor) -> Tensor:
+        if self.images is None:
+            return self.values[self.rows[block]]
+        images = dataclasses.replace(self.images, images=self.values)
+        windows = None if self.windows is None else self.windows[block]
+        return fold(images, self.rows[block], self.stack.layout, windows=windows)
+
+
+def fold(images: Images, rows: Tensor, layout: torch.memory_format, *, windows: Tensor | None = None) -> Tensor:
+    """Return images as a stack takes them, with the sites as channels.
+
+    Args:
+        images: of all sites; the labels are not looked at.
+        rows: which, (steps, S, B).
+        layout: memory format of each step.
+        windows: for each of them what to crop and whether to flip (steps, S, B, 3); None for the whole images.
+
+    Returns:
+        Normalised float32 (steps, B, S channels, H, W).
+    """
+    steps, sites, batch = rows.shape
+    if windows is not None:
+        windows = windows.transpose(1, 2).flatten(0, 2)
+    pixels = images.pixels(rows.transpose(1, 2).flatten(), windows=windows)
+    folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
+    return folded.clone(memory_format=layout).view(steps, batch, *folded.shape[1:])

@@ -1,6 +1,5 @@
-"""A site: its own model, images and random numbers, and how its model is tested."""
+"""A site: its own model, images and random numbers."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,8 +8,7 @@ from torch import Tensor
 from gfpl_flwr import seeding
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.data.augment import cut_windows
-from gfpl_flwr.data.evaluation import count_correct
-from gfpl_flwr.models import SplitModel, memory_format
+from gfpl_flwr.models import SplitModel
 from gfpl_flwr.site_names import SiteName
 from gfpl_flwr.training.stopwatch import Stopwatch
 
@@ -45,13 +43,6 @@ class Images:
             images = cut_windows(images, windows)
         return (images.float() / 255 - self.mean) / self.std
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pixels, labels) in order, as many at a time as a core's cache holds or an accelerator likes."""
-        size = 64 if self.labels.device.type == "cpu" else 1024
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            yield self.pixels(rows), self.labels[rows]
-
 
 @dataclass(frozen=True)
 class Site:
@@ -61,6 +52,7 @@ class Site:
         key: the site's number, or its name on a real device.
         model: the site's own model; a visit changes it in place.
         train, test: the site's own images.
+        common: test images of every class, the same for all sites; None where there are none.
         config: the run's options.
         batch_size: samples a step, resolved for the data set.
         augment: whether training images are cropped and flipped.
@@ -74,6 +66,7 @@ class Site:
     config: RunConfig
     batch_size: int
     augment: bool = False
+    common: Images | None = None
     watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def generator(self, round: int, purpose: str) -> torch.Generator:
@@ -84,51 +77,3 @@ class Site:
         """Return this site's generator for one purpose in one round, on the device of its images."""
         keys = ("site", self.key, "round", round, purpose)
         return seeding.generator(self.config.seed, *keys, device=self.train.images.device)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Accuracy of a site's model as counts, never averages.
-
-    Attributes:
-        round: the local round after which it was measured, from 0.
-        phase: ``"train"`` after local training, ``"retrain"`` after retraining on what the server handed down.
-        total: (C,) int64 test samples of each class.
-        correct: inference head to (C,) int64 samples of each class that it got right.
-    """
-
-    round: int
-    phase: str
-    total: Tensor
-    correct: dict[str, Tensor]
-
-
-@torch.no_grad()
-def features_of(model: SplitModel, data: Images) -> Tensor:
-    """Return the features (N, D) of a site's images as inference sees them: evaluation mode, no augmentation."""
-    model.eval()
-    layout = memory_format(model)
-    parts = [model.extractor(pixels.clone(memory_format=layout)) for pixels, _ in data.batches()]
-    return torch.cat(parts) if parts else data.mean.new_empty(0, model.feature_dim)
-
-
-@torch.no_grad()
-def evaluate(model: SplitModel, test: Images, *, round: int, phase: str) -> Counts:
-    """Count, class by class, what every inference head gets right, in one pass over the test images.
-
-    Args:
-        model: is put into evaluation mode.
-        test: a site's test images; may be empty.
-        round, phase: as in :class:`Counts`.
-    """
-    model.eval()
-    layout = memory_format(model)
-    total = torch.zeros(model.num_classes, dtype=torch.int64)
-    correct: dict[str, Tensor] = {}
-    for pixels, labels in test.batches():
-        heads = model(pixels.clone(memory_format=layout))
-        for head, scores in heads.items():
-            right, seen = count_correct(scores.argmax(1), labels, model.num_classes)
-            correct[head] = correct.get(head, torch.zeros_like(total)) + right.cpu()
-        total += seen.cpu()
-    return Counts(round, phase, total, correct)

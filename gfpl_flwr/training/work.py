@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable, Sequence
 from typing import Any, TypeVar
 
+from gfpl_flwr.models import is_large
 from gfpl_flwr.training.site import Site
 
 logger = logging.getLogger("flwr.gfpl")
@@ -39,6 +40,16 @@ class Work(ABC):
     @abstractmethod
     def do(cls, works: Sequence[Any]) -> list[Any]:
         """Do work of one kind; return a result or an exception for each."""
+
+
+def network_kind(site: Site) -> Hashable:
+    """Return what must be equal for the models of two sites to run as one network."""
+    model = site.model
+    shapes = tuple((name, value.shape) for name, value in model.state_dict().items())
+    device = next(model.parameters()).device
+    # A processor gains nothing from a stack of large models: its core is busy with one.
+    alone = site.key if device.type == "cpu" and is_large(model) else None
+    return type(model), repr(model), shapes, device, alone
 
 
 def together(halves: Sequence[Steps[T]], *, at_once: int = 32) -> list[T | Exception]:

@@ -1,7 +1,9 @@
 """The laws that every algorithm keeps, and the exchange seen from outside."""
 
+import copy
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,27 +16,7 @@ from gfpl_flwr.algorithms.base import Algorithm, Reply
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.server import run as serve
-from gfpl_flwr.models import build_extractor, seeded_init
-from gfpl_flwr.training import Images, Site
-
-CLASSES = 5
-SETTINGS = {"rounds": 3, "gfpl.first-exchange": 1, "gfpl.exchange-every": 1, "gfpl.pseudo-per-class": 8}
-
-
-def make_site(name: str, key: int, labels: list[int], *, tests: int = 6) -> tuple[Site, Algorithm, RunConfig]:
-    """A site with random 8 x 8 images of the given training labels, and no test images if ``tests`` is 0."""
-    config, algorithm = parse_run(SETTINGS | {"algorithm": name})
-    algorithm = algorithm.resolve(config, CLASSES)
-    generator = torch.Generator().manual_seed(key)
-
-    def images(labels: torch.Tensor) -> Images:
-        pixels = torch.randint(0, 256, (len(labels), 1, 8, 8), generator=generator).to(torch.uint8)
-        return Images(pixels, labels, torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.5))
-
-    extractor = seeded_init(lambda: build_extractor("cnn", (1, 8, 8)), 0)
-    model = algorithm.build_model(extractor, 50, CLASSES, dropout=0.5, seed=1)
-    train = images(torch.tensor(labels))
-    return Site(key, model, train, images(train.labels[:tests]), config, batch_size=4), algorithm, config
+from gfpl_flwr.training import Site
 
 
 def run_visits(
@@ -42,10 +24,12 @@ def run_visits(
 ) -> tuple[list[list[Reply]], dict[str, torch.Tensor]]:
     """Run a whole schedule on sites, without a network: the replies of each visit, and the last state."""
     _, algorithm, config = sites[0]
-    state, history = algorithm.initial(), []
+    state, history = algorithm.initial(copy.deepcopy(sites[0][0].model)), []
     for visit in algorithm.visits(config):
-        down = algorithm.downlink(state) if visit.download else {}
-        replies = [algorithm.visit(site, down, visit) for site, _, _ in sites]
+        replies = []
+        for site, _, _ in sites:
+            down = algorithm.downlink(state, site.key if algorithm.by_site else None) if visit.download else {}
+            replies.append(replace(algorithm.visit(site, down, visit), site=site.key))
         if visit.upload:
             state = algorithm.aggregate(state, replies)
         history.append(replies)
@@ -65,7 +49,7 @@ def test_visits_cover_every_round_once_and_in_order(name):
         assert [round for visit in visits for round in visit.rounds] == list(range(1, rounds + 1))
 
 
-def test_reply_keys_do_not_depend_on_the_classes_of_a_site(name):
+def test_reply_keys_do_not_depend_on_the_classes_of_a_site(name, make_site):
     many = [0, 1, 2, 3, 4] * 8
     histories = [run_visits([make_site(name, 0, labels)])[0] for labels in (many, [2] * 9, [0, 1])]
     for replies in zip(*histories, strict=True):
@@ -77,7 +61,7 @@ def test_reply_keys_do_not_depend_on_the_classes_of_a_site(name):
     [([3] * 10, 6), ([0] * 10 + [1], 6), ([0, 1] * 8, 0), ([4], 1), ([0] * 5, 6)],
     ids=["one class", "a class with one sample", "no test split", "one sample", "a short last batch of one"],
 )
-def test_a_poor_site_survives(name, labels, tests):
+def test_a_poor_site_survives(name, labels, tests, make_site):
     history, _ = run_visits([make_site(name, 0, labels, tests=tests), make_site(name, 1, [0, 1, 2] * 6)])
     for replies in history:
         for reply in replies:
@@ -87,9 +71,9 @@ def test_a_poor_site_survives(name, labels, tests):
                 assert counts.total.sum() == min(tests, len(labels)) or reply is not replies[0]
 
 
-def test_the_same_seed_gives_the_same_result_whatever_the_order_of_sites(name):
+def test_the_same_seed_gives_the_same_result_whatever_the_order_of_sites(name, make_site):
     def outcome(order: Iterable[int]):
-        sites = [make_site(name, key, [key % CLASSES, (key + 1) % CLASSES] * 8) for key in order]
+        sites = [make_site(name, key, [key % 5, (key + 1) % 5] * 8) for key in order]
         _history, state = run_visits(sites)
         weights = {site.key: site.model.state_dict() for site, _, _ in sites}
         return weights, state
@@ -108,7 +92,7 @@ def test_the_same_seed_gives_the_same_result_whatever_the_order_of_sites(name):
         assert torch.equal(tensor, state_again[entry])
 
 
-def test_evaluations_are_counts(name):
+def test_evaluations_are_counts(name, make_site):
     history, _ = run_visits([make_site(name, 0, [0, 1, 2] * 6)])
     for (reply,) in history:
         for counts in reply.accuracy:
@@ -118,7 +102,7 @@ def test_evaluations_are_counts(name):
                 assert (correct <= counts.total).all()
 
 
-def test_without_a_reply_the_state_stays(name):
+def test_without_a_reply_the_state_stays(name, make_site):
     _, algorithm, _ = make_site(name, 0, [0, 1])
     state = {"labels": torch.tensor([1])}
     assert algorithm.aggregate(state, []) == state

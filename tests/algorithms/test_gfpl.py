@@ -137,7 +137,7 @@ def test_a_diverging_site_says_what_to_lower():
 
 def test_prototypes_have_the_moments_of_the_features():
     site, algorithm = site_with(gfpl__num_components=1, gfpl__variance_floor=1e-12)
-    bank, found = algorithm.prototypes(site)
+    bank, found = alone(algorithm.prototypes(site))
     site.model.eval()
     with torch.no_grad():
         features = site.model.extractor(site.train.pixels(slice(None))).double()
@@ -154,21 +154,21 @@ def test_prototypes_have_the_moments_of_the_features():
 
 def test_a_class_that_is_too_small_is_suppressed_and_counted():
     site, algorithm = site_with(classes=(0, 0, 1), each=4, gfpl__min_samples=5)
-    bank, found = algorithm.prototypes(site)
+    bank, found = alone(algorithm.prototypes(site))
     assert bank.classes == (0,)
     assert found["suppressed_classes"] == 1
 
 
 def test_no_component_stands_for_fewer_samples_than_allowed():
     site, algorithm = site_with(each=12, gfpl__num_components=4, gfpl__min_component_samples=5)
-    bank, _ = algorithm.prototypes(site)
+    bank, _ = alone(algorithm.prototypes(site))
     assert bank.counts.min() >= 5 - 1e-3
     assert all(len(bank.of_class(label)) <= 2 for label in bank.classes)
 
 
 def test_counts_can_be_withheld():
     site, algorithm = site_with(gfpl__share_counts=False)
-    bank, _ = algorithm.prototypes(site)
+    bank, _ = alone(algorithm.prototypes(site))
     for label in bank.classes:
         assert bank.of_class(label).counts.sum().item() == pytest.approx(1)
 
@@ -316,9 +316,9 @@ def changed(**arrays: torch.Tensor) -> Reply:
 )
 def test_a_reply_that_is_no_bank_of_this_run_is_refused(reply, words):
     _, algorithm = gfpl()
-    algorithm.check_reply(changed(), feature_dim=3, num_classes=10)
+    algorithm.check_reply(changed(), state={}, feature_dim=3, num_classes=10)
     with pytest.raises(ValueError, match=words):
-        algorithm.check_reply(reply, feature_dim=3, num_classes=10)
+        algorithm.check_reply(reply, state={}, feature_dim=3, num_classes=10)
 
 
 def test_prototypes_that_make_retraining_diverge_cost_a_site_nothing():

@@ -87,10 +87,10 @@ def test_an_algorithm_hands_down_its_state_unless_it_says_otherwise():
 def test_the_server_accepts_the_precision_of_the_run_alone(agreed, sent):
     reply = reply_of(bank_of([0], [3.0], [[0.0, 1.0, 2.0]]), sent)
     if sent == agreed:
-        gfpl(agreed).check_reply(reply, feature_dim=3, num_classes=10)
+        gfpl(agreed).check_reply(reply, state={}, feature_dim=3, num_classes=10)
     else:
         with pytest.raises(ValueError, match=r"missing|must be torch"):
-            gfpl(agreed).check_reply(reply, feature_dim=3, num_classes=10)
+            gfpl(agreed).check_reply(reply, state={}, feature_dim=3, num_classes=10)
 
 
 def scales(*values: float) -> torch.Tensor:
@@ -113,21 +113,21 @@ def scales(*values: float) -> torch.Tensor:
 def test_a_compressed_reply_is_checked_like_any_other(precision, arrays, words):
     bank = bank_of([0], [3.0], [[0.0, 1.0, 254.0]])
     with pytest.raises(ValueError, match=words):
-        gfpl(precision).check_reply(reply_of(bank, precision, **arrays), feature_dim=3, num_classes=10)
+        gfpl(precision).check_reply(reply_of(bank, precision, **arrays), state={}, feature_dim=3, num_classes=10)
 
 
 @pytest.mark.parametrize("precision", ALL)
 def test_another_dimension_is_refused(precision):
     reply = reply_of(bank_of([0], [3.0], [[0.0, 1.0]]), precision)
     with pytest.raises(ValueError, match="3 dimensions, these have 2"):
-        gfpl(precision).check_reply(reply, feature_dim=3, num_classes=10)
+        gfpl(precision).check_reply(reply, state={}, feature_dim=3, num_classes=10)
 
 
 @pytest.mark.parametrize("precision", ALL)
 def test_a_site_without_prototypes_can_answer(precision):
     algorithm = gfpl(precision)
     reply = reply_of(GaussianPrototypes.empty(3), precision)
-    algorithm.check_reply(reply, feature_dim=3, num_classes=10)
+    algorithm.check_reply(reply, state={}, feature_dim=3, num_classes=10)
     assert algorithm.aggregate({}, [reply]) == {}
 
 

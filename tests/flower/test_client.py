@@ -1,5 +1,7 @@
 """A site as its ClientApp builds it: identity, folders, model, data; and that a restart changes nothing."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def site_of(name: str, **options: Any) -> Site:
     flat = {"dataset": name, "partition": "own"} | {key.replace("_", "-"): value for key, value in options.items()}
     config, algorithm = parse_run(flat)
     dataset = noise(name)
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     return build_site(config, dataset, model, "here", None, 1, CPU)
 
 
@@ -167,18 +169,18 @@ def test_killing_and_restoring_a_site_between_visits_changes_nothing(small, tmp_
     dataset = open_dataset(config, Path(flat["data-dir"]))
     algorithm = algorithm.resolve(config, dataset.num_classes)
     keys = range(config.num_sites)
-    models = {key: initial_model(config, algorithm, dataset) for key in keys}
+    models = {key: initial_model(config, algorithm, dataset.image_shape, dataset.num_classes) for key in keys}
     sites = {key: build_site(config, dataset, models[key], key, key, len(keys), CPU) for key in keys}
-    state = algorithm.initial()
+    state = algorithm.initial(copy.deepcopy(models[0]))
     visits = schedule(algorithm, flat)
     assert len(visits) > 1
     for visit in visits:
-        down = state if visit.download else {}
         replies = []
         for key in keys:
+            down = algorithm.downlink(state, key) if visit.download else {}
             kept = algorithm.visit(sites[key], down, visit)
             assert_same(answered(ask(flat, {"partition-id": key}, visit, down)), kept)
-            replies.append(kept)
+            replies.append(replace(kept, site=key))
         if visit.upload:
             state = algorithm.aggregate(state, replies)
     for key in keys:
@@ -192,10 +194,10 @@ def test_killing_and_restoring_a_site_between_visits_changes_nothing(small, tmp_
 def test_a_visit_that_is_asked_for_again_is_answered_the_same(small, name):
     flat = small | {"algorithm": name, "num-sites": 2}
     config, algorithm = parse_run(flat)
-    state, node = algorithm.initial(), {"partition-id": 1}
-    algorithm = algorithm.resolve(config, 10)
+    algorithm, node = algorithm.resolve(config, 10), {"partition-id": 1}
+    state = algorithm.initial(initial_model(config, algorithm, (1, 8, 8), 10))
     for visit in schedule(algorithm, flat):
-        down = state if visit.download else {}
+        down = algorithm.downlink(state) if visit.download else {}
         reply = answered(ask(flat, node, visit, down))
         assert_same(answered(ask(flat, node, visit, down)), reply)
         if visit.upload:
@@ -242,7 +244,7 @@ def test_label_counts_are_told_only_by_a_site_that_shares_them(small):
     )
     config, algorithm = parse_run(small)
     dataset = open_dataset(config, Path(small["data-dir"]))
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     site = build_site(config, dataset, model, 0, 0, 4, CPU)
     labels, counts = site.train.labels.unique(return_counts=True)
     assert dict(shared.label_counts) == dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -253,7 +255,7 @@ def test_label_counts_are_told_only_by_a_site_that_shares_them(small):
 def test_sites_of_one_seed_hold_different_rows_of_the_common_data(small):
     config, algorithm = parse_run(small)
     dataset = open_dataset(config, Path(small["data-dir"]))
-    model = initial_model(config, algorithm.resolve(config, 10), dataset)
+    model = initial_model(config, algorithm.resolve(config, 10), dataset.image_shape, dataset.num_classes)
     sites = [build_site(config, dataset, model, key, key, 4, CPU) for key in range(4)]
     rows = [{tuple(image.flatten().tolist()) for image in site.train.images} for site in sites]
     for key, held in enumerate(rows):

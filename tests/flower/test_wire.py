@@ -7,7 +7,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from gfpl_flwr.algorithms.base import Reply, Visit
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, decode_reply, encode_order, encode_reply
-from gfpl_flwr.training import Counts
+from gfpl_flwr.training import CommonCounts, Counts
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,17 @@ def test_an_order_comes_back_as_it_was():
     assert torch.equal(got.tensors["means"], sent.tensors["means"])
 
 
+def test_the_sites_of_a_node_can_be_told_different_things():
+    each = [{"centre": torch.randn(3)} for _ in range(3)]
+    content = encode_order(order(), each)
+    for place, its in enumerate(each):
+        assert torch.equal(decode_order(content, place).tensors["centre"], its["centre"])
+    with pytest.raises(ValueError, match="an array record 'arrays' for each site"):
+        decode_order(content, 3)
+    everyone = encode_order(order())
+    assert all(decode_order(everyone, place).tensors.keys() == {"means"} for place in range(3))
+
+
 def answer(site: int | str = 3) -> SiteReply:
     total = torch.tensor([0, 4, 0, 6])
     accuracy = [
@@ -35,7 +46,13 @@ def answer(site: int | str = 3) -> SiteReply:
             total,
             {"classifier": torch.tensor([0, 3, 0, 5]), "etf": torch.tensor([0, 1, 0, 2])},
         ),
-        Counts(31, "train", total, {"classifier": torch.tensor([0, 4, 0, 6]), "etf": torch.tensor([0, 2, 0, 2])}),
+        Counts(
+            31,
+            "train",
+            total,
+            {"classifier": torch.tensor([0, 4, 0, 6]), "etf": torch.tensor([0, 2, 0, 2])},
+            CommonCounts((20, 30), {"classifier": (18, 7), "etf": (20, 0)}),
+        ),
     ]
     tensors = {"means": torch.randn(2, 3), "labels": torch.tensor([1, 3])}
     reply = Reply(tensors, 17, accuracy, {"train_loss": 0.5}, {"train": 1.5})
@@ -53,6 +70,7 @@ def test_a_reply_comes_back_as_it_was(site):
     for was, now in zip(sent.reply.accuracy, got.reply.accuracy, strict=True):
         assert (was.round, was.phase) == (now.round, now.phase)
         assert was.total.tolist() == now.total.tolist()
+        assert was.common == now.common
         for head in was.correct:
             assert was.correct[head].tolist() == now.correct[head].tolist()
     for name, tensor in sent.reply.tensors.items():
@@ -102,6 +120,11 @@ def broken(change) -> RecordDict:
         ),
         (lambda c: c["measures"].update({"correct.etf": [-1, 0, 0, 0]}), "must be a list of integers from 0"),
         (lambda c: c["measures"].update({"label-counts": [1]}), "shorter"),
+        (lambda c: c["measures"].update({"common-at": [2]}), "common-at and common-counts do not fit"),
+        (lambda c: c["measures"].update({"common-at": [1, 1]}), "common-at and common-counts do not fit"),
+        (lambda c: c["measures"].update({"common-counts": [20]}), "common-at and common-counts do not fit"),
+        (lambda c: c["measures"].update({"common-correct.etf": [21, 0]}), "common-correct.etf counts more correct"),
+        (lambda c: c["measures"].pop("common-correct.etf"), "common-correct.etf has 0 values, expected 1 x 2"),
         (lambda c: c.update({"more": ArrayRecord()}), "one array record 'arrays'"),
         (lambda c: c.update({"more": MetricRecord()}), "one metric record"),
         (lambda c: c.update({"more": ConfigRecord()}), "one config record"),

@@ -74,7 +74,7 @@ def test_wrong_value_names_line_and_key(folders: Any, change: dict[str, Any], me
     ("entry", "message"),
     [
         ({"round": 2}, "site 0: expected rounds up to 1, got accuracy of 2"),
-        ({"phase": "test"}, "site 0: expected phase train or retrain, got 'test'"),
+        ({"phase": "test"}, "site 0: expected phase train or retrain or received, got 'test'"),
         ({"total": [6]}, "site 0: expected 2 numbers for 'total', got 1"),
         ({"correct": {"etf": [1, 2, 3]}}, "site 0: expected 2 numbers for 'etf', got 3"),
         (

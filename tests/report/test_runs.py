@@ -33,8 +33,8 @@ def test_curve_before_retraining_takes_trained_values_only(folders: Any) -> None
     run = read_run(folders.small())
     # Round 2: 0.6 and 0.7. Round 3: 0.7 and 0.7 carried on.
     expected = [(1, 0.65, 0.15, 2), (2, 0.65, 0.05, 2), (3, 0.7, 0.0, 2)]
-    assert flat(run.before_retraining()) == pytest.approx(flat(expected))
-    assert run.retrained_rounds == {2, 3}
+    assert flat(run.after_training()) == pytest.approx(flat(expected))
+    assert run.tested_phases["retrain"] == {2, 3}
 
 
 def test_heads_are_kept_apart(folders: Any) -> None:

@@ -9,11 +9,17 @@ from torch import nn
 
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
 from gfpl_flwr.models import CannotStackError, Dropout, SplitModel, Stack
-from gfpl_flwr.training import Descent, Samples, alone, classifier_loss, evaluate, features_of, together
+from gfpl_flwr.training import Descent, Samples, alone, classifier_loss, evaluate, together
 
 
 def descents(sites, loss=classifier_loss, round=3):
     return [Descent(site, "train", site.train, loss, round, site.config.local_epochs) for site in sites]
+
+
+def features_of(model, site):
+    """What torch's own layers make of a site's training images."""
+    with torch.no_grad():
+        return model.eval().extractor(site.train.pixels(slice(None)))
 
 
 def gfpl_loss():
@@ -48,9 +54,9 @@ def test_a_stack_equals_torchs_own_layers_and_optimizer_site_by_site(
         assert not torch.allclose(site.model.classifier.weight, start.classifier.weight, atol=1e-4)  # it trained
         assert_near(site.model, model, 1e-5)
         assert mean == pytest.approx(its_mean, abs=1e-5)
-        ours, theirs = (evaluate(m, site.test, round=3, phase="train") for m in (site.model, model))
+        ours, theirs = (alone(evaluate(replace(site, model=m), round=3, phase="train")) for m in (site.model, model))
         assert all(torch.equal(ours.correct[head], theirs.correct[head]) for head in ours.correct)
-        predicted = [m.scores(features_of(m, site.train))["sum"].argmax(1) for m in (site.model, model)]
+        predicted = [m.scores(features_of(m, site))["sum"].argmax(1) for m in (site.model, model)]
         assert torch.equal(*predicted)
 
 
@@ -88,7 +94,7 @@ def test_a_stack_of_resnet18_equals_torchs_own_layers_and_optimizer_site_by_site
     Descent.do(descents(sites, gfpl_loss()))
     for site, model in zip(sites, expected, strict=True):
         assert_near(site.model, model, 1e-8)
-        predicted = [m.scores(features_of(m, site.train))["sum"].argmax(1) for m in (site.model, model)]
+        predicted = [m.scores(features_of(m, site))["sum"].argmax(1) for m in (site.model, model)]
         assert torch.equal(*predicted)
 
 
@@ -156,11 +162,12 @@ def test_a_whole_visit_is_the_same_alone_and_beside_others(site_of, name):
     config, algorithm = parse_run({key.replace("__", ".").replace("_", "-"): value for key, value in options.items()})
     algorithm = algorithm.resolve(config, 5)
     ours, theirs = ([site_of(key, 20 + 7 * key, **options) for key in range(4)] for _ in range(2))
-    state = algorithm.initial()
+    state = algorithm.initial(copy.deepcopy(ours[0].model))
     for visit in algorithm.visits(config):
-        down = state if visit.download else {}
-        replies = together([algorithm.steps(site, down, visit) for site in ours])
-        for reply, site in zip(replies, theirs, strict=True):
+        downs = [algorithm.downlink(state, site.key) if visit.download else {} for site in ours]
+        halves = [algorithm.steps(site, down, visit) for site, down in zip(ours, downs, strict=True)]
+        replies = [replace(reply, site=site.key) for reply, site in zip(together(halves), ours, strict=True)]
+        for reply, site, down in zip(replies, theirs, downs, strict=True):
             expected = algorithm.visit(site, down, visit)
             assert reply.diagnostics == expected.diagnostics
             for counts, others in zip(reply.accuracy, expected.accuracy, strict=True):
