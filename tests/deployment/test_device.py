@@ -88,7 +88,7 @@ def test_a_device_joins_with_its_own_images_as_its_guide_says(deployment: Deploy
     for line in record(deployment, "own"):
         (site,) = line["sites"]
         assert (site["site"], site["status"], site["samples"]) == ("camera-3", "ok", 30)
-    assert [path.parent.name for path in (home / "state").rglob("visit-3.safetensors")] == ["site-camera-3"]
+    assert [path.parent.name for path in (home / "state").rglob("visit-2.safetensors")] == ["site-camera-3"]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
