@@ -48,7 +48,7 @@ if ! docker info >/dev/null 2>&1; then
 fi
 
 if [ -z "${BASE:-}" ]; then
-    export BASE=gfpl-test/debian:$$
+    export BASE=gfpl-base/debian:$$
     mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates \
         bookworm "$folder/base.tar"
     docker import "$folder/base.tar" "$BASE-raw" >/dev/null
