@@ -29,7 +29,7 @@ check: $(INSTALLED)  ## lint, format and types
 TORCH ?= $(shell grep -oE '^(torch|torchvision)==[^ ]+' requirements.lock)
 TORCH_BACKEND ?= cpu
 
-device: requirements-device.lock  ## the environment of a device: no CUDA, no Ray, a sixth of the disk
+device: requirements-device.lock  ## the environment of a device: no CUDA, no Ray, a fifth of the disk
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements-device.lock

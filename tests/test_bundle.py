@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_bundle_holds_what_server_and_sites_import_and_stays_small():
     bundle = bundle_app(ROOT)
-    assert len(bundle) < 150_000
+    assert len(bundle) < 200_000  # ten algorithms
     names = {name for name in zipfile.ZipFile(io.BytesIO(bundle)).namelist() if not name.startswith(".info/")}
     assert {"pyproject.toml", "client_app.py", "server_app.py"} == {name for name in names if "/" not in name}
     modules = {name for name in names if "/" in name}
