@@ -32,7 +32,7 @@ class Stack:
     def make(self, target: str, *words: str, check: bool = True) -> str:
         """Make a target; return what it printed."""
         python = Path(sys.executable).parent
-        options = [f"BIN={python}", f"INSTALLED={self.folder}/pyproject.toml", f"PROJECT={PROJECT}", *words]
+        options = [f"BIN={python}", f"INSTALLED={self.folder}/.installed", f"PROJECT={PROJECT}", *words]
         done = subprocess.run(
             ["make", "--no-print-directory", target, *(["TLS=1"] if self.tls else []), *options],
             cwd=self.folder,
@@ -81,6 +81,7 @@ def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    (folder / ".installed").touch()  # the environment of these tests is the one that runs them
     yield folder
     docker("image", "rm", "--force", *(f"{PROJECT}/{name}" for name in IMAGES), check=False)
     assert docker("images", "--quiet", f"{PROJECT}/*") == ""
