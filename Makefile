@@ -63,13 +63,15 @@ FEDERATION = $(if $(TLS),compose-tls,compose)
 CONTROL = $(STACK) run --rm gfpl
 PROJECT ?= gfpl
 NODES ?= 3
+# With NODES=0 the server alone: for devices of their own.
+SERVER = $(if $(filter 0,$(NODES)),superlink serverapp $(if $(TLS),gateway))
 ARGS ?=
 
-up: $(INSTALLED)  ## start a SuperLink and three nodes, and wait until they are connected
+up: $(INSTALLED)  ## start a SuperLink and three nodes, and wait until they are connected; NODES=0: no nodes
 	$(BIN)/gfpl data --quiet
 	$(if $(TLS),test -f docker/certificates/server.pem || docker/certs.sh)
 	$(STACK) build
-	$(STACK) up --detach
+	$(STACK) up --detach $(SERVER)
 	$(if $(TLS),$(MAKE) register)
 	$(CONTROL) nodes $(FEDERATION) --wait $(NODES)
 

@@ -105,7 +105,7 @@ def register(
 
 def nodes(
     federation: FederationArgument = "",
-    wait: Annotated[int, typer.Option(help="Wait until so many are connected.")] = 0,
+    wait: Annotated[int | None, typer.Option(help="Wait until so many are connected.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 180.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -117,7 +117,7 @@ def nodes(
         from gfpl_flwr.flower.launch.nodes import connected, known_nodes
 
         control = _control(federation)
-        found = connected(control, wait, timeout=timeout) if wait else known_nodes(control)
+        found = known_nodes(control) if wait is None else connected(control, wait, timeout=timeout)
     if as_json:
         typer.echo(json.dumps([asdict(node) for node in found], indent=2))
         return
