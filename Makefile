@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test docker-test check device lock up register control submit status results down clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/  -/'
+	@grep -E '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/  -/'
 
 demo: $(INSTALLED)  ## GFPL against Local on digits, through Flower's simulation engine
 	$(BIN)/gfpl demo
