@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gfpl_flwr import cli_devices
-from gfpl_flwr.command_line import ConfigOption, DataOption, one_line_errors, options_of
+from gfpl_flwr.command_line import ConfigOption, DataOption, assignments, one_line_errors, options_of
 
 if TYPE_CHECKING:
     from gfpl_flwr.config import Scalar
@@ -107,6 +107,46 @@ def data(
             held = "  ".join(f"{label}:{count}" for label, count in enumerate(counts.tolist()) if count)
             table.add_row(str(site), str(len(rows.train)), str(len(rows.test)), held)
         Console().print(table)
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="An experiment, or the path of its TOML file; none: list them.")] = "",
+    dataset: Annotated[list[str] | None, typer.Option(help="Only these values of the axis dataset.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Only these values of an axis, or of part.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, from the first.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Local rounds of every run; T0 in proportion.")] = None,
+    config: ConfigOption = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one a core, or one on a GPU.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    output_dir: Annotated[Path, typer.Option(help="Where runs, tables and figures are written.")] = Path(
+        "runs/tables"
+    ),
+    data_dir: DataOption = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Say what is missing and run nothing.")] = False,
+) -> None:
+    """Do the missing runs of an experiment, print its tables and draw its figures."""
+    from gfpl_flwr.experiments.command import Wish, choices, list_experiments, make
+
+    with one_line_errors():
+        if not name:
+            list_experiments()
+            return
+        wish = Wish(
+            name=name,
+            chosen=choices([*(only or ()), *(f"dataset={value}" for value in dataset or ())]),
+            seeds=seeds,
+            rounds=rounds,
+            changes=dict(assignments(config or [])),
+            jobs=jobs,
+            device=device,
+            output_dir=output_dir.expanduser().resolve(),
+            data_dir=(data_dir or Path("data")).expanduser().resolve(),
+        )
+        if make(wish, dry=dry):
+            raise typer.Exit(1)
 
 
 @app.command(name="config")

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
     "config": 0, "dataset_settings": 0, "seeding": 0,
     "site_names": 0, "core": 0, "models": 1, "data": 1, "training": 2, "algorithms": 3, "flower": 4,
-    "report": 4, "watch": 5, "command_line": 5, "cli_devices": 5, "cli": 6,
+    "report": 4, "watch": 5, "experiments": 5, "command_line": 5, "cli_devices": 5, "cli": 6,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

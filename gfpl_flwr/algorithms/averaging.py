@@ -27,6 +27,7 @@ class ModelAveraging(Algorithm):
     """
 
     knows_model: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
 
     def shared(self, model: SplitModel) -> list[str]:
         """Return the names of the weights and buffers that travel, and are floating point."""

@@ -92,6 +92,9 @@ class Algorithm(ABC):
     heads: ClassVar[tuple[str, ...]] = ("classifier",)
     """The inference heads whose accuracy it can report."""
 
+    remembers: ClassVar[bool] = True
+    """Whether a site's own model must outlive a visit; not where the next one hands it down whole."""
+
     by_site: ClassVar[bool] = False
     """Whether sites are handed down different tensors."""
 

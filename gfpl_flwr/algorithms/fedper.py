@@ -25,6 +25,7 @@ class FedPer(ModelAveraging):
     """Cross-entropy at every site, the mean of the bases at the server."""
 
     name: ClassVar[str] = "fedper"
+    remembers: ClassVar[bool] = True
 
     personal: str = option(
         "linear", "Layers that stay at a site: every fully connected one, or the classifier alone.", choices=PERSONAL

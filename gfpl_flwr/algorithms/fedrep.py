@@ -25,6 +25,7 @@ class FedRep(ModelAveraging):
     """Cross-entropy for the head, then for the representation at every site; the mean of the latter at the server."""
 
     name: ClassVar[str] = "fedrep"
+    remembers: ClassVar[bool] = True
 
     head_epochs: int = option(10, "Epochs of a round in which the head alone is trained.", at_least=0)
     body_epochs: int = option(1, "Epochs of a round in which the representation alone is trained.", at_least=1)

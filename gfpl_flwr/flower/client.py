@@ -138,6 +138,7 @@ class Node:
         site: its ``site`` name, else its ``partition-id``; the number of a hosted site.
         partition_id, num_partitions: which share of a common data set is this site's.
         data_dir, state_dir: folders of this node.
+        is_device: whether it has a folder for states of its own, and so keeps every answer: on a network one is lost.
     """
 
     site: SiteName
@@ -145,6 +146,7 @@ class Node:
     num_partitions: int
     data_dir: Path
     state_dir: Path
+    is_device: bool = False
 
     @classmethod
     def of(cls, own: Mapping[str, Any], config: RunConfig, place: int = 0) -> "Node":
@@ -177,17 +179,18 @@ class Node:
             num_partitions=count,
             data_dir=Path(str(own.get("data-dir", config.data_dir))).expanduser(),
             state_dir=Path(str(own.get("state-dir", config.state_dir or default_state))).expanduser(),
+            is_device="state-dir" in own,
         )
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A visit with everything that it needs."""
+    """A visit with everything that it needs; without a store it leaves nothing that anybody would need."""
 
     order: Order
     algorithm: Algorithm
     site: Site
-    store: SiteStore
+    store: SiteStore | None
     started_from: int
 
 
@@ -223,12 +226,14 @@ def _begin(ask: Ask) -> _Begun | RecordDict:
     torch.set_num_threads(config.torch_threads)
     device = pick_device(config.device)
     model = copy.deepcopy(initial).to(device)
-    store.reserve(own_state(model))
-    saved = store.load(before=order.visit.index)
+    keeps = algorithm.remembers or not order.visit.upload or node.is_device
+    if keeps:
+        store.reserve(own_state(model))
+    saved = store.load(before=order.visit.index) if algorithm.remembers else None
     if saved is not None:
         model.load_state_dict(dict(saved.model))
     site = build_site(config, dataset, model, node.site, node.partition_id, node.num_partitions, device)
-    return _Begun(order, algorithm, site, store, saved.visit if saved else 0)
+    return _Begun(order, algorithm, site, store if keeps else None, saved.visit if saved else 0)
 
 
 def _finish(visit: _Begun, reply: Reply) -> RecordDict:
@@ -237,8 +242,11 @@ def _finish(visit: _Begun, reply: Reply) -> RecordDict:
     content = encode_reply(
         SiteReply(site.key, order.run, order.visit.index, reply, dict(sorted(labels.items())), visit.started_from)
     )
-    # Model and answer reach the disk before the answer leaves: a site never tells what it could forget.
-    visit.store.save(order, own_state(site.model), content)
+    if visit.store is not None:
+        # The last visit, which sends nothing, leaves every site the model that the run was for.
+        needed = visit.algorithm.remembers or not order.visit.upload
+        # Model and answer reach the disk before the answer leaves: a site never tells what it could forget.
+        visit.store.save(order, own_state(site.model) if needed else {}, content)
     return content
 
 

@@ -298,6 +298,8 @@ class VisitStrategy(Strategy):
 
     def _compare_start(self, answer: SiteReply) -> None:
         """Note a site that did not go on from the model it had after the last visit that it answered."""
+        if not self.algorithm.remembers:
+            return
         last = self._finished.get(answer.site, 0)
         if answer.started_from < last:
             began = f"its model of visit {answer.started_from}" if answer.started_from else "the initial model"

@@ -12,9 +12,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullLocator
 
-from gfpl_flwr.report.runs import Run, display_names
+from gfpl_flwr.report.formatting import human_bytes
+from gfpl_flwr.report.runs import Run
 
 # Okabe & Ito (2008), "Color Universal Design"; yellow is left out, it vanishes on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -82,9 +83,9 @@ def evaluated(runs: Sequence[Run]) -> Sequence[Run]:
     return runs
 
 
-def line_styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return colour, dashes and width of each run's line, no two of the first 28 alike."""
-    turns = [divmod(i, len(PALETTE)) for i in range(len(runs))]
+def line_styles(count: int) -> list[dict[str, Any]]:
+    """Return colour, dashes and width of so many lines, no two of the first 28 alike."""
+    turns = [divmod(i, len(PALETTE)) for i in range(count)]
     return [
         {"color": PALETTE[place], "linestyle": LINES[turn % len(LINES)], "linewidth": 1.8} for turn, place in turns
     ]
@@ -132,6 +133,30 @@ def percent_axis(ax: Axes, curves: Sequence[Curve]) -> bool:
     return min(float(mean.min()) for _, mean, _ in curves) < low
 
 
+def byte_axis(ax: Axes, sent: np.ndarray) -> float:
+    """Make x an axis of bytes with a tick per decade (finer when it spans few) and return its right end."""
+    positive = sent[sent > 0]
+    least, most = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
+    if positive.size < sent.size:
+        ax.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)), linscale=0.3)
+        left, right = -0.15 * 10.0 ** math.floor(math.log10(least)), 2 * most
+    else:
+        ax.set_xscale("log")
+        # At least a decade, else one point would be shown on an axis of meaningless precision.
+        margin = max(1.5, math.sqrt(12 * least / most))
+        left, right = least / margin, most * margin
+        subs = (1.0,) if most / least > 200 else (1.0, 2.0, 5.0)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_bytes(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(left, right)
+    return right
+
+
+def _tick_bytes(value: float) -> str:
+    return human_bytes(value).replace(".00", "").replace(".0 ", " ")
+
+
 def category_axis(ax: Axes, which: str, names: Sequence[int | str], *, offset: float = 0.0) -> None:
     """Label positions 0, 1, ... with ``names``, leaving labels out where they would touch."""
     axis, limits = (ax.xaxis, ax.set_xlim) if which == "x" else (ax.yaxis, ax.set_ylim)
@@ -143,12 +168,18 @@ def category_axis(ax: Axes, which: str, names: Sequence[int | str], *, offset: f
 
 
 def label_ends(
-    fig: Figure, ax: Axes, ends: Sequence[tuple[float, float]], values: Sequence[str], runs: Sequence[Run]
+    fig: Figure, ax: Axes, ends: Sequence[tuple[float, float]], values: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Write each run's name and value beside the end of its line, or in a legend when there are too many."""
-    names = [shorten(name) for name in display_names(runs)]
-    if len(runs) > len(PALETTE):
-        handles = ax.get_lines()[: len(runs)]
+    """Write each line's name and value beside its end, or in a legend when there are too many.
+
+    Args:
+        fig, ax: with the lines, the first ones of the axes.
+        ends: where the lines end, in units of the data.
+        values, names: of the lines.
+    """
+    names = [shorten(name) for name in names]
+    if len(names) > len(PALETTE):
+        handles = ax.get_lines()[: len(names)]
         entries = [f"{name}  {value}" for name, value in zip(names, values, strict=True)]
         fig.legend(handles, entries, loc="outside right center", fontsize=8, handlelength=4)
         return
@@ -159,7 +190,7 @@ def label_ends(
     gap = 28 / 72 * fig.dpi / ax.get_window_extent().height
     wanted = [ax.transAxes.inverted().transform(ax.transData.transform(end)) for end in ends]
     heights = spread([y for _, y in wanted], gap, low=0.04, high=0.95)
-    for note, (x, y), height, line in zip(notes, wanted, heights, line_styles(runs), strict=True):
+    for note, (x, y), height, line in zip(notes, wanted, heights, line_styles(len(names)), strict=True):
         note.set(y=height, color=_darker(line["color"]))
         if abs(y - height) > 0.01 or x < 0.97:
             link = {"color": line["color"], "linewidth": 0.8, "alpha": 0.55, "transform": ax.transAxes}

@@ -5,19 +5,18 @@ user's) and ``<name>`` writes it. The same runs give the same bytes with the sam
 random identifier is written. Colours are Okabe and Ito's, which people who confuse colours can tell apart.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from gfpl_flwr.report.drawing import (
     STYLE,
     Curve,
+    byte_axis,
     canvas,
     evaluated,
     label_ends,
@@ -28,7 +27,7 @@ from gfpl_flwr.report.drawing import (
     write_titles,
 )
 from gfpl_flwr.report.formatting import human_bytes
-from gfpl_flwr.report.runs import Run
+from gfpl_flwr.report.runs import Run, display_names
 
 
 def accuracy(runs: Sequence[Run], path: str | Path) -> Path:
@@ -58,7 +57,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
         fig, ax = canvas(8.0, 4.5)
         shade = 0.13 if len(runs) <= 4 else 0.05
         marked = any(_marks(run, rounds) for run, (rounds, _, _) in zip(runs, curves, strict=True))
-        for run, (rounds, mean, std), line in zip(runs, curves, line_styles(runs), strict=True):
+        for run, (rounds, mean, std), line in zip(runs, curves, line_styles(len(runs)), strict=True):
             points = [0] if len(rounds) == 1 else _marks(run, rounds)
             ax.plot(rounds, mean, **line, marker="o", markersize=4, markerfacecolor="white", markevery=points)
             band = np.clip([mean - std, mean + std], 0, 100)
@@ -76,7 +75,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
         last = max(float(rounds[-1]) for rounds, _, _ in curves)
         ax.set_xlim(*((0, 1.01 * last) if last > 1 else (0, 1.5)))
         ends = [(float(rounds[-1]), float(mean[-1])) for rounds, mean, _ in curves]
-        label_ends(fig, ax, ends, [f"{y:.1f} %" for _, y in ends], runs)
+        label_ends(fig, ax, ends, [f"{y:.1f} %" for _, y in ends], display_names(runs))
         return fig
 
 
@@ -98,10 +97,10 @@ def communication_figure(runs: Sequence[Run]) -> Figure:
     with context(["default", STYLE]):
         curves = [_traffic_curve(run) for run in evaluated(runs)]
         fig, ax = canvas(8.0, 4.5)
-        right = _byte_axis(ax, np.concatenate([sent for sent, _ in curves]))
-        for (sent, mean), line in zip(curves, line_styles(runs), strict=True):
+        right = byte_axis(ax, np.concatenate([sent for sent, _ in curves]))
+        for (sent, mean), line in zip(curves, line_styles(len(runs)), strict=True):
             ax.plot(sent, mean, **line, marker="o", markersize=4 if len(sent) <= 40 else 0)
-        for (sent, mean), line in zip(curves, line_styles(runs), strict=True):
+        for (sent, mean), line in zip(curves, line_styles(len(runs)), strict=True):
             ax.plot(
                 sent[-1:],
                 mean[-1:],
@@ -120,7 +119,7 @@ def communication_figure(runs: Sequence[Run]) -> Figure:
         ax.set_ylabel("Accuracy on each site's own test data (%)")
         ends = [(right, float(mean[-1])) for _, mean in curves]
         values = [f"{mean[-1]:.1f} %, {human_bytes(float(sent[-1]))}" for sent, mean in curves]
-        label_ends(fig, ax, ends, values, runs)
+        label_ends(fig, ax, ends, values, display_names(runs))
         return fig
 
 
@@ -147,27 +146,3 @@ def _marks(run: Run, rounds: np.ndarray) -> list[int]:
     """Return where on the curve the exchanges are; nowhere when there are too many to tell apart."""
     marks = [i for i, number in enumerate(rounds) if int(number) in run.exchange_rounds]
     return marks if len(marks) <= 40 else []
-
-
-def _byte_axis(ax: Axes, sent: np.ndarray) -> float:
-    """Make x an axis of bytes with a tick per decade (finer when it spans few) and return its right end."""
-    positive = sent[sent > 0]
-    least, most = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
-    if positive.size < sent.size:
-        ax.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)), linscale=0.3)
-        left, right = -0.15 * 10.0 ** math.floor(math.log10(least)), 2 * most
-    else:
-        ax.set_xscale("log")
-        # At least a decade, else one point would be shown on an axis of meaningless precision.
-        margin = max(1.5, math.sqrt(12 * least / most))
-        left, right = least / margin, most * margin
-        subs = (1.0,) if most / least > 200 else (1.0, 2.0, 5.0)
-        ax.xaxis.set_major_locator(LogLocator(subs=subs))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_bytes(value)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(left, right)
-    return right
-
-
-def _tick_bytes(value: float) -> str:
-    return human_bytes(value).replace(".00", "").replace(".0 ", " ")

@@ -26,7 +26,7 @@ from gfpl_flwr.report.drawing import (
     setting,
     write_titles,
 )
-from gfpl_flwr.report.runs import Run
+from gfpl_flwr.report.runs import Run, display_names
 from gfpl_flwr.site_names import SiteName, site_order
 
 DOTS_UP_TO = 600  # cells of the label figure beyond which dots give way to a heat map
@@ -74,10 +74,10 @@ def sites_figure(runs: Sequence[Run]) -> Figure:
             np.array([named.index(site) for site in f.by_site]) + x for f, x in zip(finals, shifts, strict=True)
         ]
         values = [100 * np.array(list(final.by_site.values())) for final in finals]
-        for x, y, line, shape in zip(places, values, line_styles(runs), shapes, strict=True):
+        for x, y, line, shape in zip(places, values, line_styles(len(runs)), shapes, strict=True):
             ax.plot(x, y, **dots, color=line["color"], marker=shape, zorder=3)
         for run, final, x, y, line, shape in zip(
-            runs, finals, places, values, line_styles(runs), shapes, strict=True
+            runs, finals, places, values, line_styles(len(runs)), shapes, strict=True
         ):
             stale = np.array([site in run.stale_sites for site in final.by_site])
             ax.plot(
@@ -101,7 +101,7 @@ def sites_figure(runs: Sequence[Run]) -> Figure:
         _site_axis(fig, ax, named)
         ends = [(len(named) - 0.5, float(100 * final.mean)) for final in finals]
         texts = [f"{100 * final.mean:.1f} ± {100 * final.std:.1f} %" for final in finals]
-        label_ends(fig, ax, ends, texts, runs)
+        label_ends(fig, ax, ends, texts, display_names(runs))
         return fig
 
 

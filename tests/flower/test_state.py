@@ -185,24 +185,44 @@ def test_a_folder_without_room_is_said_before_any_work(tmp_path, monkeypatch):
 # ---- through the ClientApp ----------------------------------------------------------------------------------
 
 
-def ask(flat: dict[str, Any], visit: Visit, tensors: Any = None) -> Message:
+def ask(flat: dict[str, Any], visit: Visit, tensors: Any = None, **node: Any) -> Message:
     """Send one visit to a process that has just started and knows nothing."""
-    grid = InProcessGrid([{"partition-id": 1}], flat)
+    grid = InProcessGrid([{"partition-id": 1} | {key.replace("_", "-"): value for key, value in node.items()}], flat)
     message = Message(encode_order(Order("run", visit, tensors or {})), next(iter(grid.get_node_ids())), "train")
     (reply,) = grid.send_and_receive([message])
     assert not reply.has_error(), reply.error.reason
     return reply
 
 
-def test_a_visit_that_is_delivered_twice_trains_once(small, monkeypatch):
-    trained: list[int] = []
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+    """The rounds for which a model was trained or retrained, as it happens."""
+    rounds: list[int] = []
     do = Descent.do.__func__
 
     def counted(cls, works):
-        trained.extend(work.round for work in works)
+        rounds.extend(work.round for work in works)
         return do(cls, works)
 
     monkeypatch.setattr(Descent, "do", classmethod(counted))
+    return rounds
+
+
+def test_a_device_answers_again_also_where_its_model_is_not_needed(small, trained, tmp_path):
+    """Where a site takes over a new model in each round a device keeps its answer, and a simulated site nothing."""
+    flat = small | {"algorithm": "fedavg"}
+    first = parse_run(flat)[1].visits(parse_run(flat)[0])[0]
+    ask(flat, first)
+    ask(flat, first)
+    assert trained == [1, 1]
+    assert not list(Path(flat["output-dir"]).rglob("visit-*.safetensors"))
+    one = ask(flat, first, state_dir=str(tmp_path / "state"))
+    again = ask(flat, first, state_dir=str(tmp_path / "state"))
+    assert trained == [1, 1, 1]
+    assert again.content.object_id == one.content.object_id
+
+
+def test_a_visit_that_is_delivered_twice_trains_once(small, trained):
     first, second = parse_run(small)[1].visits(parse_run(small)[0])[:2]
     one = ask(small, first)
     assert trained == [1, 2]

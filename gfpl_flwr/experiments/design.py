@@ -1,0 +1,285 @@
+"""An experiment as a TOML file says it: parts, each a grid of runs over some axes and seeds.
+
+    title = "Accuracy of ten methods"
+    source = "GFPL (arXiv 2602.21873), Table 1"
+    seeds = [1, 2, 3]
+
+    [options]                      # of every run
+    num-sites = 20
+
+    [[parts]]
+    name = "accuracy"
+    show = "methods"               # which table or figure it makes, see the keys of SHOWS
+    rows = "method"                # what each axis is in it
+    columns = "ways"
+
+    [parts.axes.dataset]           # an axis: names of its values, and the options that each sets
+    MNIST = { dataset = "mnist", rounds = 80 }
+
+    [parts.axes.method]
+    Local = { algorithm = "local" }
+
+Two runs with the same options are one run, in whatever parts and experiments they stand.
+"""
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gfpl_flwr.algorithms import ALGORITHMS, defaults, known_fields, parse_run
+from gfpl_flwr.config import ConfigError, Scalar
+from gfpl_flwr.dataset_settings import num_classes_of
+
+Options = Mapping[str, Scalar]
+SHOWS = {
+    "methods": ("rows", "columns"),
+    "variants": ("rows", "columns"),
+    "lines": ("x", "lines"),
+    "bars": ("rows", "columns"),
+    "features": (),
+}
+"""What a part can be shown as, and the roles that its axes have there; one page for each value of all other axes."""
+
+# Options that have no part in a result.
+PLACE = {
+    "name", "output-dir", "data-dir", "state-dir", "resume", "device", "quorum", "visit-deadline", "node-deadline",
+    "cohort", "workers", "torch-threads",
+}  # fmt: skip
+
+
+class ExperimentError(ConfigError):
+    """An experiment that cannot be run; the message names the file and what is wrong in it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment.
+
+    Attributes:
+        cell: name of each axis to the name of its value.
+        seed: of the run.
+        options: those that differ from the defaults, the seed among them.
+    """
+
+    cell: Mapping[str, str]
+    seed: int
+    options: Options
+
+    @property
+    def key(self) -> str:
+        """The name of the run's folder: method, data and a digest of every option that has a part in the result."""
+        whole = defaults() | dict(self.options)
+        algorithm = str(whole["algorithm"])
+        others = tuple(f"{name}." for name in ALGORITHMS if name != algorithm)
+        told = {key: value for key, value in whole.items() if key not in PLACE and not key.startswith(others)}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+        dataset = str(whole["dataset"]).rpartition("/")[2].replace(":", "-")
+        return f"{algorithm}-{dataset}-{digest}"
+
+    @property
+    def rounds(self) -> int:
+        """Local rounds of the run."""
+        return int(self.options.get("rounds", defaults()["rounds"]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A grid of runs, and how it is shown.
+
+    Attributes:
+        name: of its files.
+        title: one line above table or figure.
+        show: a key of :data:`SHOWS`.
+        roles: role of an axis in what is shown to the name of the axis.
+        axes: name of each axis to its values, each with the options that it sets.
+        options: of every run.
+        seeds: of every cell.
+        more_seeds: further seeds of the cells that have some values: pairs of values by axis, and seeds.
+        left_out: cells that there are none of, by their values of some axes.
+        paper: what the paper says of a cell, by the part's own names.
+        rounds: local rounds of every run instead of its own, with T0 in proportion.
+        changes: options of every run that come before all others.
+    """
+
+    name: str
+    title: str
+    show: str
+    roles: Mapping[str, str]
+    axes: Mapping[str, Mapping[str, Options]]
+    options: Options = field(default_factory=dict)
+    seeds: Sequence[int] = (1,)
+    more_seeds: Sequence[tuple[Mapping[str, str], Sequence[int]]] = ()
+    left_out: Sequence[Mapping[str, str]] = ()
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int | None = None
+    changes: Options = field(default_factory=dict)
+
+    @property
+    def pages(self) -> list[dict[str, str]]:
+        """The values of the axes without a role: a table or figure for each."""
+        free = [axis for axis in self.axes if axis not in self.roles.values()]
+        values = itertools.product(*(self.axes[axis] for axis in free))
+        return [dict(zip(free, chosen, strict=True)) for chosen in values]
+
+    def runs(self) -> Iterator[Planned]:
+        """Yield every run, cell by cell."""
+        for chosen in itertools.product(*self.axes.values()):
+            cell = dict(zip(self.axes, chosen, strict=True))
+            if any(_has(cell, where) for where in self.left_out):
+                continue
+            options = dict(self.options)
+            for axis, value in cell.items():
+                options |= self.axes[axis][value]
+            options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
+            more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
+            for seed in dict.fromkeys([*self.seeds, *more]):
+                yield Planned(cell, seed, options | {"seed": seed})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Some parts under one title.
+
+    Attributes:
+        name: of its file.
+        title, source: what it measures, and which table or figure of which paper it is.
+        parts: of it.
+    """
+
+    name: str
+    title: str
+    source: str
+    parts: Sequence[Part]
+
+    def runs(self) -> dict[str, Planned]:
+        """Return every run once, by its key."""
+        return {planned.key: planned for part in self.parts for planned in part.runs()}
+
+    def only(
+        self,
+        chosen: Mapping[str, Sequence[str]],
+        *,
+        seeds: int | None = None,
+        rounds: int | None = None,
+        changes: Options | None = None,
+    ) -> "Experiment":
+        """Return a smaller experiment.
+
+        Args:
+            chosen: name of an axis, or ``part``, to the values that are wanted, upper and lower case alike.
+            seeds: how many seeds, from the first.
+            rounds: local rounds instead of its own; T0 moves in proportion.
+            changes: options of every run.
+
+        Raises:
+            ExperimentError: an axis or value that does not exist.
+        """
+        parts = [part for part in self.parts if _wanted(part.name, chosen.get("part"))]
+        axes = {axis for part in parts for axis in part.axes}
+        if unknown := [axis for axis in chosen if axis not in axes | {"part"}]:
+            raise ExperimentError(f"{self.name} has no axis {unknown[0]}: it has {', '.join(sorted(axes))}, and part")
+        for axis, values in chosen.items():
+            known = {
+                name for part in self.parts for name in (part.axes.get(axis, ()) if axis != "part" else [part.name])
+            }
+            if wrong := [value for value in values if not _wanted(value, list(known))]:
+                raise ExperimentError(
+                    f"{self.name}: {axis} {wrong[0]!r} is unknown: known are {', '.join(sorted(known))}"
+                )
+        return replace(
+            self,
+            parts=[
+                replace(
+                    part,
+                    axes={
+                        axis: {name: its for name, its in values.items() if _wanted(name, chosen.get(axis))}
+                        for axis, values in part.axes.items()
+                    },
+                    seeds=part.seeds if seeds is None else part.seeds[:seeds],
+                    more_seeds=part.more_seeds if seeds is None else (),
+                    rounds=rounds,
+                    changes=changes or {},
+                )
+                for part in parts
+            ],
+        )
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment and check every run of it.
+
+    Raises:
+        ExperimentError: the file cannot be read, a key or an option is unknown, a run cannot be made; names the file.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ExperimentError(f"{path}: {error}") from None
+    try:
+        experiment = _experiment(path.stem, document)
+        for planned in experiment.runs().values():
+            config, algorithm = parse_run(planned.options)
+            algorithm.resolve(config, num_classes_of(config))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExperimentError(f"{path}: {error}") from None
+    return experiment
+
+
+def _experiment(name: str, document: Mapping[str, Any]) -> Experiment:
+    _check_keys(document, {"title", "source", "options", "seeds", "more-seeds", "parts"}, "the experiment")
+    parts = [_part(entry, document) for entry in document["parts"]]
+    if len({part.name for part in parts}) < len(parts):
+        raise ExperimentError("two parts have the same name")
+    return Experiment(name, document["title"], document.get("source", ""), parts)
+
+
+def _part(entry: Mapping[str, Any], document: Mapping[str, Any]) -> Part:
+    show = entry.get("show")
+    if show not in SHOWS:
+        raise ExperimentError(f"show = {show!r}: must be one of {', '.join(SHOWS)}")
+    allowed = {"name", "title", "show", "axes", "options", "seeds", "more-seeds", "left-out", "paper", *SHOWS[show]}
+    _check_keys(entry, allowed, f"part {entry.get('name')}")
+    axes = entry["axes"]
+    roles = {role: entry[role] for role in SHOWS[show]}
+    if missing := [axis for axis in roles.values() if axis not in axes]:
+        raise ExperimentError(f"part {entry['name']}: there is no axis {missing[0]!r}")
+    options = document.get("options", {}) | entry.get("options", {})
+    for given in [options, *(its for values in axes.values() for its in values.values())]:
+        _check_keys(given, set(known_fields()) - PLACE, "options")
+    more = [(one["where"], one["seeds"]) for one in (*document.get("more-seeds", ()), *entry.get("more-seeds", ()))]
+    return Part(
+        name=entry["name"],
+        title=entry.get("title", document["title"]),
+        show=show,
+        roles=roles,
+        axes=axes,
+        options=options,
+        seeds=entry.get("seeds", document.get("seeds", (1,))),
+        more_seeds=[(where, seeds) for where, seeds in more if set(where) <= set(axes)],
+        left_out=entry.get("left-out", ()),
+        paper=entry.get("paper", {}),
+    )
+
+
+def _check_keys(table: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := [key for key in table if key not in known]:
+        raise ExperimentError(f"{what}: unknown key {unknown[0]!r}, known are {', '.join(sorted(known))}")
+
+
+def _has(cell: Mapping[str, str], where: Mapping[str, str]) -> bool:
+    return all(cell.get(axis) == value for axis, value in where.items())
+
+
+def _wanted(name: str, values: Sequence[str] | None) -> bool:
+    return values is None or name.casefold() in {value.casefold() for value in values}
+
+
+def _moved(options: Options, rounds: int) -> dict[str, Scalar]:
+    """Return options with another number of rounds, and T0 where it was in proportion."""
+    before, first = (options.get(key, defaults()[key]) for key in ("rounds", "gfpl.first-exchange"))
+    return {**options, "rounds": rounds, "gfpl.first-exchange": max(1, round(int(first) * rounds / int(before)))}

@@ -1,0 +1,188 @@
+"""Doing the runs of an experiment that are missing: on every core, after any interruption, and never twice."""
+
+import errno
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfpl_flwr.experiments.design import Planned
+from gfpl_flwr.experiments.outcomes import Outcome, outcome_of
+from gfpl_flwr.report import read_run
+
+
+class SweepError(RuntimeError):
+    """Why no further run can be done; finished ones are kept."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a sweep tells while it goes on.
+
+    Attributes:
+        key: of the run.
+        rounds: local rounds of it that are done.
+        finished: whether it has ended.
+        failure: why it failed, on one line; empty where it did not.
+    """
+
+    key: str
+    rounds: int
+    finished: bool = False
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept, and where data lies.
+
+    Attributes:
+        runs: folder of the run folders.
+        data_dir: folder of the prepared data sets.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        command: that the user typed, for the record of a run.
+    """
+
+    runs: Path
+    data_dir: Path
+    device: str = "auto"
+    command: str = ""
+
+
+def finished(planned: Mapping[str, Planned], place: Place, on_damage: Callable[[str], None]) -> dict[str, Outcome]:
+    """Return the outcomes of the runs that are done.
+
+    Args:
+        planned: runs by key.
+        place: where they are kept.
+        on_damage: called with a line for each folder that cannot be read; such a run is done again.
+    """
+    found = {}
+    for key, its in planned.items():
+        folder = place.runs / key
+        if not (folder / "summary.json").exists():
+            continue
+        try:
+            run = read_run(folder)
+            if run.status == "completed":
+                found[key] = outcome_of(run, key=key, options=its.options)
+        except (ValueError, KeyError, OSError) as error:
+            on_damage(f"{folder} is damaged and is run again: {' '.join(str(error).split())}")
+    return found
+
+
+def sweep(planned: Mapping[str, Planned], place: Place, *, jobs: int) -> Iterator[Told]:
+    """Do runs, each in a process of its own with one thread, the longest first.
+
+    Yields:
+        What happens, as it happens. A run that fails does not end the others.
+
+    Raises:
+        SweepError: the disk is full, or a worker process died.
+        KeyboardInterrupt: after every process has been ended; what was computed is kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        progress: Any = manager.Queue()
+        pool = ProcessPoolExecutor(jobs, context, initializer=_ignore_interrupts)
+        try:
+            ordered = sorted(planned.items(), key=lambda item: -item[1].rounds)
+            waiting = {pool.submit(_do, its, place, progress): key for key, its in ordered}
+            while waiting:
+                done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                yield from _news(progress)
+                for future in done:
+                    yield _ending(future, waiting.pop(future), planned)
+        finally:
+            children = list(pool._processes.values()) if pool._processes else []
+            for child in children:
+                child.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _news(progress: "queue.Queue[tuple[str, int]]") -> Iterator[Told]:
+    while True:
+        try:
+            key, rounds = progress.get_nowait()
+        except queue.Empty:
+            return
+        yield Told(key, rounds)
+
+
+def _ending(future: "Future[str]", key: str, planned: Mapping[str, Planned]) -> Told:
+    try:
+        return Told(key, planned[key].rounds, finished=True, failure=future.result())
+    except BrokenProcessPool:
+        raise SweepError("a worker process died: out of memory? Fewer --jobs need less") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise SweepError(f"the disk is full ({error.filename or error}); finished runs are intact") from None
+        return Told(key, planned[key].rounds, finished=True, failure=f"OSError: {error}")
+
+
+def _do(planned: Planned, place: Place, progress: Any) -> str:
+    """Do one run, or go on with it; return why it failed, or nothing."""
+    import torch
+
+    from gfpl_flwr.flower.inprocess import run_in_process
+    from gfpl_flwr.flower.progress import Progress
+
+    torch.set_num_threads(1)
+    os.environ["GFPL_COMMAND"] = place.command
+    folder = place.runs / planned.key
+    flat: dict[str, Any] = dict(planned.options) | {
+        "name": planned.key,
+        "output-dir": str(place.runs),
+        "data-dir": str(place.data_dir),
+        "device": place.device,
+        "workers": 1,
+    }
+
+    def tell(now: Progress) -> None:
+        if now.done:
+            progress.put((planned.key, planned.rounds * now.visit // now.visits))
+
+    try:
+        run_in_process(flat | {"resume": _can_go_on(folder)}, on_progress=tell)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    _drop_models(folder)
+    return ""
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Return whether a run was begun here and can be resumed; clear away what cannot."""
+    if not folder.exists():
+        return False
+    try:
+        summary = folder / "summary.json"
+        if not summary.exists() or json.loads(summary.read_text())["status"] != "completed":
+            read_run(folder)
+            return True
+    except (ValueError, KeyError, OSError):
+        pass
+    _drop_models(folder)
+    shutil.rmtree(folder)
+    return False
+
+
+def _drop_models(folder: Path) -> None:
+    """Remove the models of the sites of a run: hundreds of runs would fill the disk with them."""
+    try:
+        key = json.loads((folder / "config.json").read_text())["key"]
+    except (OSError, ValueError, KeyError):
+        return
+    shutil.rmtree(folder.parent / "site-models" / key, ignore_errors=True)
