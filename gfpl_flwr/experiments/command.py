@@ -151,7 +151,7 @@ def write(experiment: Experiment, done: Mapping[str, Outcome], folder: Path) -> 
         return
     write_outcomes(folder / "outcomes.jsonl", done.values())
     for part in experiment.parts:
-        if not any(its.key in done for its in part.runs()):
+        if not any(its.key in done for its in part.planned):
             continue
         sheets = list(sheets_of(part, done))
         for sheet in sheets:

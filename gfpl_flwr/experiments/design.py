@@ -28,6 +28,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,15 @@ class Planned:
         cell: name of each axis to the name of its value.
         seed: of the run.
         options: those that differ from the defaults, the seed among them.
+        scene: whether the models of its sites are looked at, see :mod:`gfpl_flwr.experiments.scene`.
     """
 
     cell: Mapping[str, str]
     seed: int
     options: Options
+    scene: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name of the run's folder: method, data and a digest of every option that has a part in the result."""
         whole = defaults() | dict(self.options)
@@ -126,8 +129,12 @@ class Part:
         values = itertools.product(*(self.axes[axis] for axis in free))
         return [dict(zip(free, chosen, strict=True)) for chosen in values]
 
-    def runs(self) -> Iterator[Planned]:
-        """Yield every run, cell by cell."""
+    @cached_property
+    def planned(self) -> tuple[Planned, ...]:
+        """Every run, cell by cell."""
+        return tuple(self._runs())
+
+    def _runs(self) -> Iterator[Planned]:
         for chosen in itertools.product(*self.axes.values()):
             cell = dict(zip(self.axes, chosen, strict=True))
             if any(_has(cell, where) for where in self.left_out):
@@ -138,7 +145,7 @@ class Part:
             options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
             more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
             for seed in dict.fromkeys([*self.seeds, *more]):
-                yield Planned(cell, seed, options | {"seed": seed})
+                yield Planned(cell, seed, options | {"seed": seed}, scene=self.show == "features")
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,9 @@ class Experiment:
     parts: Sequence[Part]
 
     def runs(self) -> dict[str, Planned]:
-        """Return every run once, by its key."""
-        return {planned.key: planned for part in self.parts for planned in part.runs()}
+        """Return every run once, by its key; of equal ones one with a scene."""
+        ordered = sorted((its for part in self.parts for its in part.planned), key=lambda its: its.scene)
+        return {its.key: its for its in ordered}
 
     def only(
         self,

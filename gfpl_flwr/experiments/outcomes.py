@@ -10,6 +10,7 @@ from gfpl_flwr.report import Run
 from gfpl_flwr.report.records import SHARES
 
 DIGITS = 5
+SCENE = "scene.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Outcome:
         merges: round, components in and components out of each fusion.
         failures: contributions that are missing.
         seconds: of wall time.
+        scene: of :mod:`gfpl_flwr.experiments.scene`; None where none was asked for.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Outcome:
     merges: list[tuple[int, int, int]]
     failures: int
     seconds: float
+    scene: Mapping[str, Any] | None = None
 
     def final(self, share: str) -> float | None:
         """Return the accuracy on a share of the common test images at the end; None where it was not tested."""
@@ -68,6 +71,7 @@ def outcome_of(run: Run, *, key: str, options: Mapping[str, Any]) -> Outcome:
         key, options: of the run as it was planned.
     """
     facts = json.loads((run.path / "config.json").read_text())
+    scene = run.path / SCENE
     finals = {head: run.final_accuracy(head) for head in run.heads}
     totals, trained = run.totals, run.after_training()
     shares = {share: run.common_curve(share) for share in SHARES}
@@ -98,6 +102,7 @@ def outcome_of(run: Run, *, key: str, options: Mapping[str, Any]) -> Outcome:
         merges=[(merge.round, merge.components_in, merge.components_out) for merge in run.merges],
         failures=len(run.failures),
         seconds=round(totals.seconds, 1),
+        scene=json.loads(scene.read_text()) if scene.exists() else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gfpl_flwr.experiments.design import Planned
-from gfpl_flwr.experiments.outcomes import Outcome, outcome_of
+from gfpl_flwr.experiments.outcomes import SCENE, Outcome, outcome_of
 from gfpl_flwr.report import read_run
 
 
@@ -72,7 +73,7 @@ def finished(planned: Mapping[str, Planned], place: Place, on_damage: Callable[[
             continue
         try:
             run = read_run(folder)
-            if run.status == "completed":
+            if run.status == "completed" and (not its.scene or (folder / SCENE).exists()):
                 found[key] = outcome_of(run, key=key, options=its.options)
         except (ValueError, KeyError, OSError) as error:
             on_damage(f"{folder} is damaged and is run again: {' '.join(str(error).split())}")
@@ -141,6 +142,7 @@ def _do(planned: Planned, place: Place, progress: Any) -> str:
     from gfpl_flwr.flower.progress import Progress
 
     torch.set_num_threads(1)
+    logging.getLogger("flwr.gfpl").setLevel(logging.ERROR)  # what went wrong is told at the end
     os.environ["GFPL_COMMAND"] = place.command
     folder = place.runs / planned.key
     flat: dict[str, Any] = dict(planned.options) | {
@@ -157,6 +159,10 @@ def _do(planned: Planned, place: Place, progress: Any) -> str:
 
     try:
         run_in_process(flat | {"resume": _can_go_on(folder)}, on_progress=tell)
+        if planned.scene:
+            from gfpl_flwr.experiments.scene import write_scene
+
+            write_scene(folder, planned.options, place.data_dir)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     _drop_models(folder)

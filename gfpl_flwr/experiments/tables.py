@@ -33,8 +33,12 @@ class Cells:
 
     def planned(self, **roles: str) -> list[Planned]:
         """Return the runs of a cell, by the values that axes have in their roles."""
-        wanted = {self.part.roles[role]: value for role, value in roles.items()} | dict(self.page)
-        return [its for its in self.part.runs() if all(its.cell[axis] == value for axis, value in wanted.items())]
+        wanted = {self.part.roles[role]: value for role, value in roles.items()}
+        return [its for its in self.on_page() if all(its.cell[axis] == value for axis, value in wanted.items())]
+
+    def on_page(self) -> list[Planned]:
+        """Return the runs of the page."""
+        return [its for its in self.part.planned if all(its.cell[axis] == name for axis, name in self.page.items())]
 
     def values(self, measure: Measure, **roles: str) -> dict[int, float]:
         """Return a number of every finished run of a cell by its seed."""
@@ -53,6 +57,12 @@ class Cells:
     def of(self, role: str) -> list[str]:
         """Return the values of the axis in a role."""
         return list(self.part.axes[self.part.roles[role]])
+
+
+def middle(cells: Cells) -> str:
+    """Return the value of the columns that is shown where there is room for but one."""
+    columns = cells.of("columns")
+    return columns[len(columns) // 2]
 
 
 def own(outcome: Outcome) -> float:
@@ -105,7 +115,7 @@ def long_csv(part: Part, outcomes: Mapping[str, Outcome]) -> str:
         "components_in", "components_out", "failures", "seconds",
     ]  # fmt: skip
     rows: list[list[Any]] = []
-    for its in part.runs():
+    for its in part.planned:
         outcome = outcomes.get(its.key)
         if outcome is None:
             continue
@@ -216,37 +226,29 @@ def _accuracy(cells: Cells) -> Sheet:
 
 def _reach(cells: Cells) -> Sheet:
     """Accuracy on classes that a site never saw, and after local training."""
-    columns, where = cells.of("columns"), _where(cells)
+    column = middle(cells)
+    measures = (common("all"), common("seen"), common("unseen"), own, trained)
     rows = [
-        [
-            row,
-            *(_told(cells.interval(common("all"), rows=row, columns=column), 1) for column in columns),
-            *(_told(cells.interval(common("unseen"), rows=row, columns=column), 1) for column in columns),
-            *(_told(cells.interval(trained, rows=row, columns=column)) for column in columns),
-        ]
+        [row, *(_told(cells.interval(measure, rows=row, columns=column), 1) for measure in measures)]
         for row in cells.of("rows")
     ]
-    heads = [
-        cells.part.roles["rows"],
-        *(f"all, {column}" for column in columns),
-        *(f"unseen, {column}" for column in columns),
-        *(f"trained, {column}" for column in columns),
-    ]
+    heads = [cells.part.roles["rows"], "all", "seen", "unseen", "own", "trained"]
     notes = [
-        "all: accuracy on test images of every class; unseen: of classes that a site does not hold; trained: own "
-        f"classes after the last local training, before what is handed down last is taken over. {_seeds(cells)}",
+        f"{column}. all, seen, unseen: accuracy on common test images of every class, of those that a site holds, of "
+        "those that it does not; own: on its own test images; trained: on these after the last local training, "
+        f"before what is handed down last is taken over. {_seeds(cells)}",
     ]
-    title = f"{cells.part.title}: all classes, unseen classes, after training" + (f", {where}" if where else "")
+    title = f"{cells.part.title}: all classes" + (f", {_where(cells)}" if cells.page else "")
     return Sheet(_name(cells, "reach"), title, heads, rows, notes)
 
 
 def _cost(cells: Cells) -> Sheet:
     """What was sent."""
-    columns, where = cells.of("columns"), _where(cells)
+    where = _where(cells)
     paper = cells.part.paper.get("scalars", {})
     rows = []
     for row in cells.of("rows"):
-        column = columns[len(columns) // 2]
+        column = middle(cells)
         outcomes = [
             cells.outcomes[its.key] for its in cells.planned(rows=row, columns=column) if its.key in cells.outcomes
         ]
@@ -269,7 +271,7 @@ def _cost(cells: Cells) -> Sheet:
         )
     heads = [cells.part.roles["rows"], "messages", "exchanges", "up", "down", "whole run", "10³ a round", "paper"]
     notes = [
-        f"{columns[len(columns) // 2]}, means over seeds. messages, up and down: of one site over the whole run, all "
+        f"{middle(cells)}, means over seeds. messages, up and down: of one site over the whole run, all "
         "bytes that Flower transmits, accuracies told to the server included; whole run: all sites, both ways.",
         "10³ a round: thousands of numbers that all sites send up, divided by all rounds; paper: its column of that.",
     ]
@@ -285,12 +287,11 @@ def _sweep(cells: Cells) -> Sheet:
         row = [x]
         for line in lines:
             row.append(_told(cells.interval(own, x=x, lines=line)))
-            row.append(_told(cells.interval(common("unseen"), x=x, lines=line), 1))
             row.append(_told(cells.interval(lambda its: (its.up[0] + its.down[0]) / 1e6, x=x, lines=line), 2))
         rows.append(row)
-    heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", unseen", ", MB"))]
+    heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
     notes = [
-        "Accuracy on own classes in percent; unseen: on classes that a site does not hold; MB: all sites, both ways."
+        "Accuracy on own classes in percent, mean ± half the 95 % interval over seeds; MB: all sites, both ways."
     ]
     title = cells.part.title + (f", {where}" if where else "")
     return Sheet(_name(cells, "sweep"), title, heads, rows, notes)

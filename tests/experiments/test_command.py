@@ -1,0 +1,52 @@
+"""`gfpl table` as a user types it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from gfpl_flwr.cli import app
+
+
+def gfpl(*words: str):
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "GFPL_COMMAND": " ".join(["gfpl", *words])})
+
+
+def test_without_a_name_it_lists_the_experiments():
+    done = gfpl("table")
+    assert done.exit_code == 0, done.stderr
+    assert "table1" in done.stdout
+    assert "fig7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["tabel1"], "unknown experiment 'tabel1': known are defaults, fig2"),
+        (["table1", "--dataset", "imagenet"], "dataset 'imagenet' is unknown: known are CIFAR10, CIFAR100, FEMNIST"),
+        (["table1", "--only", "method=FedSGD"], "method 'FedSGD' is unknown: known are FeSEM, FedAvg"),
+        (["table1", "--only", "ways"], "--only ways: must be AXIS=VALUE"),
+        (["table1", "-c", "round=3"], "unknown key round"),
+        (["none.toml"], "none.toml"),
+    ],
+)
+def test_what_is_unknown_is_said_before_anything_is_run(tmp_path, words, told):
+    done = gfpl("table", *words, "--output-dir", str(tmp_path / "out"), "--data-dir", str(tmp_path))
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_is_not_there_is_said_before_anything_is_run(write, tmp_path):
+    path = write(('dataset = "digits"', 'dataset = "mine"'))
+    done = gfpl("table", str(path), "--output-dir", str(tmp_path / "out"), "--data-dir", str(tmp_path))
+    assert done.exit_code == 2
+    assert "unknown data set 'mine'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_is_missing(write, tmp_path, data_dir):
+    words = ["table", str(write()), "--dry", "--seeds", "1", "--dataset", "digits"]
+    done = gfpl(*words, "--output-dir", str(tmp_path / "out"), "--data-dir", str(data_dir))
+    assert done.exit_code == 0, done.stderr
+    # four cells of two methods, and one more of the sweep: the other is one of the four
+    assert "small: 5 runs, 0 done, 5 to do" in done.stderr
+    assert "Digits, Local, n = 2, seed 1" in done.stderr

@@ -1,0 +1,128 @@
+"""An experiment is what its file says, and a wrong file says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from gfpl_flwr.experiments.design import ExperimentError, Planned, read_experiment
+
+FILES = sorted((Path(__file__).parents[2] / "benchmarks" / "experiments").glob("*.toml"))
+
+
+def test_every_cell_has_its_options_and_seeds(two_methods):
+    methods, period = two_methods.parts
+    cells = [(its.cell["method"], its.cell["ways"], its.seed) for its in methods.planned]
+    two, three = [1, 2], [1, 2, 3]
+    assert cells == [
+        (method, ways, seed)
+        for method in ("Local", "GFPL")
+        for ways, seeds in (("n = 2", two), ("n = 3", three))
+        for seed in seeds
+    ]
+    last = methods.planned[-1].options
+    assert (last["algorithm"], last["dataset"], last["ways"], last["seed"], last["rounds"]) == (
+        "gfpl",
+        "digits",
+        3,
+        3,
+        2,
+    )
+    assert methods.pages == [{"dataset": "Digits"}]
+    assert period.pages == [{}]
+    # GFPL with n = 3 and P = 5 stands in both parts and is done once
+    assert len(two_methods.runs()) == 10 + 3
+
+
+def test_runs_with_the_same_options_are_one_run_whatever_is_written_down():
+    def key(**options):
+        return Planned(
+            {}, 1, {name.replace("__", ".").replace("_", "-"): value for name, value in options.items()}
+        ).key
+
+    plain = key(algorithm="gfpl", dataset="mnist")
+    assert plain == key(algorithm="gfpl", dataset="mnist", rounds=80)  # the default
+    assert plain == key(algorithm="gfpl", dataset="mnist", workers=3, data_dir="/x", torch_threads=2)
+    assert plain == key(algorithm="gfpl", dataset="mnist", fedprox__mu=0.5)  # of another method
+    assert plain != key(algorithm="gfpl", dataset="mnist", gfpl__threshold=0.5)
+    assert plain != key(algorithm="gfpl", dataset="mnist", seed=2)
+    assert plain.startswith("gfpl-mnist-")
+
+
+def test_a_smaller_experiment_has_fewer_cells_seeds_and_rounds(two_methods):
+    one = two_methods.only({"method": ["gfpl"], "part": ["methods"]}, seeds=1, rounds=1)
+    (part,) = one.parts
+    assert [(its.cell["ways"], its.seed) for its in part.planned] == [("n = 2", 1), ("n = 3", 1)]
+    assert all(its.options["rounds"] == 1 for its in part.planned)
+
+
+@pytest.mark.parametrize(("rounds", "first"), [(20, 8), (160, 60), (1, 1)])
+def test_t0_moves_in_proportion_to_the_rounds(write, rounds, first):
+    path = write(("rounds = 2", "rounds = 80"), ('"gfpl.first-exchange" = 1', '"gfpl.first-exchange" = 30'))
+    for its in read_experiment(path).only({}, rounds=rounds).runs().values():
+        assert (its.options["rounds"], its.options["gfpl.first-exchange"]) == (rounds, first)
+
+
+def test_changes_come_before_everything_else(two_methods):
+    runs = two_methods.only({}, changes={"ways": 4, "learning-rate": 0.1}).runs().values()
+    assert {(its.options["ways"], its.options["learning-rate"]) for its in runs} == {(4, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"dataset": ["mnst"]}, "small: dataset 'mnst' is unknown: known are Digits"),
+        ({"methods": ["GFPL"]}, "small has no axis methods: it has P, dataset, method, ways, and part"),
+        ({"part": ["x"]}, "part 'x' is unknown: known are methods, period"),
+    ],
+)
+def test_an_unknown_value_lists_the_known_ones(two_methods, chosen, words):
+    with pytest.raises(ExperimentError, match=words):
+        two_methods.only(chosen)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('show = "methods"', 'show = "pie"', "show = 'pie': must be one of methods, variants, lines"),
+        ('rows = "method"', 'rows = "methods"', "part methods: there is no axis 'methods'"),
+        ("num-sites = 3", "num-site = 3", "options: unknown key 'num-site'"),
+        ("num-sites = 3", 'output-dir = "x"', "options: unknown key 'output-dir'"),
+        ("rounds = 2", "rounds = 0", "rounds = 0: must be an integer >= 1"),
+        ('algorithm = "local"', 'algorithm = "locl"', "algorithm = 'locl': must be one of gfpl, local"),
+        ('"gfpl.first-exchange" = 1', '"gfpl.first-exchange" = 9', "gfpl.first-exchange = 9: must be <= rounds = 2"),
+        ('title = "Two methods"', "", "'title'"),
+        ('name = "period"', 'name = "methods"', "two parts have the same name"),
+        ("seeds = [1, 2]", "seed = [1]", "the experiment: unknown key 'seed'"),
+        ("[[parts]]", "[[parts]", "small.toml"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong(write, old, new, words):
+    path = write()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ExperimentError) as told:
+        read_experiment(path)
+    assert words in str(told.value)
+    assert str(path) in str(told.value)
+
+
+def test_cells_can_be_left_out(write):
+    path = write(('columns = "ways"', 'columns = "ways"\nleft-out = [{ method = "Local", ways = "n = 2" }]'))
+    cells = {(its.cell["method"], its.cell["ways"]) for its in read_experiment(path).parts[0].planned}
+    assert cells == {("Local", "n = 3"), ("GFPL", "n = 2"), ("GFPL", "n = 3")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_experiment_of_the_checkout_can_be_read(path):
+    experiment = read_experiment(path)
+    assert experiment.runs()
+    seeds = {its.seed for its in experiment.runs().values()}
+    # the defaults are chosen on seeds that no reported table uses
+    assert seeds <= set(range(1, 6)) if path.stem != "defaults" else not seeds & set(range(1, 6))
+
+
+def test_there_is_one_for_every_table_and_figure_of_the_paper():
+    assert {"table1", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7"} <= {path.stem for path in FILES}
+    (part,) = read_experiment(next(path for path in FILES if path.stem == "table1")).parts
+    assert list(part.axes["dataset"]) == ["MNIST", "FEMNIST", "CIFAR10", "CIFAR100"]
+    assert len(part.axes["method"]) == 10
+    assert len(part.axes["ways"]) == 3

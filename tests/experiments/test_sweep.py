@@ -1,0 +1,142 @@
+"""Runs that are missing are done, once, whatever happened before."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gfpl_flwr.experiments import sweep as sweeping
+from gfpl_flwr.experiments.design import read_experiment
+from gfpl_flwr.experiments.sweep import Place, SweepError, Told, finished, sweep
+
+
+@pytest.fixture
+def place(tmp_path, data_dir) -> Place:
+    return Place(tmp_path / "runs", data_dir, "cpu", "gfpl table small")
+
+
+def refuse(line: str) -> None:
+    raise AssertionError(line)
+
+
+def stamps(place: Place) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in place.runs.glob("*/summary.json")}
+
+
+@pytest.mark.slow
+def test_missing_runs_are_done_once_and_damaged_or_unfinished_ones_again(two_methods, place):
+    planned = {key: its for key, its in two_methods.runs().items() if its.seed == 1}
+    assert not finished(planned, place, refuse)
+    told = list(sweep(planned, place, jobs=2))
+    assert {its.key for its in told if its.finished and not its.failure} == planned.keys()
+    done = finished(planned, place, refuse)
+    assert done.keys() == planned.keys()
+    assert all(its.command == "gfpl table small" for its in done.values())
+    # hundreds of runs would fill the disk with the models of their sites
+    assert not list(place.runs.rglob("visit-*.safetensors"))
+
+    first, damaged, unfinished, *_ = sorted(planned)
+    before = stamps(place)
+    rounds = place.runs / damaged / "rounds.jsonl"
+    rounds.write_text(rounds.read_text().replace('"visit"', '"visitt"', 1))
+    (place.runs / unfinished / "summary.json").unlink()
+    lines: list[str] = []
+    found = finished(planned, place, lines.append)
+    assert planned.keys() - found.keys() == {damaged, unfinished}
+    (line,) = lines
+    assert str(place.runs / damaged) in line
+    assert "damaged and is run again" in line
+
+    missing = {key: its for key, its in planned.items() if key not in found}
+    assert {its.key for its in sweep(missing, place, jobs=1) if its.finished} == missing.keys()
+    again = finished(planned, place, refuse)
+    assert [again[key].accuracy for key in planned] == [done[key].accuracy for key in planned]
+    assert stamps(place)[first] == before[first]
+    assert stamps(place)[damaged] != before[damaged]
+
+
+def test_a_run_that_fails_does_not_end_the_others(write, place):
+    # With a learning rate like this every site diverges; the quorum is missed, the run fails.
+    path = write(('GFPL = { algorithm = "gfpl" }', 'GFPL = { algorithm = "gfpl", learning-rate = 1e30 }'))
+    experiment = read_experiment(path).only({"part": ["methods"], "ways": ["n = 2"]}, seeds=1)
+    told = [its for its in sweep(experiment.runs(), place, jobs=1) if its.finished]
+    failures = {its.key.partition("-")[0]: its.failure for its in told}
+    assert failures["local"] == ""
+    assert "QuorumError" in failures["gfpl"]
+    assert "lower learning-rate" in failures["gfpl"]
+    assert len(finished(experiment.runs(), place, refuse)) == 1
+
+
+def full_disk(*_: object) -> str:
+    raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+
+def test_a_full_disk_ends_the_sweep_and_says_so(two_methods, place, monkeypatch):
+    monkeypatch.setattr(sweeping, "_do", full_disk)
+    with pytest.raises(SweepError, match=r"the disk is full \(/some/file\); finished runs are intact"):
+        list(sweep(two_methods.runs(), place, jobs=1))
+    assert not multiprocessing.active_children()
+
+
+def die(*_: object) -> str:
+    os._exit(1)
+
+
+def test_a_worker_that_dies_ends_the_sweep_and_says_so(two_methods, place, monkeypatch):
+    monkeypatch.setattr(sweeping, "_do", die)
+    with pytest.raises(SweepError, match="a worker process died"):
+        list(sweep(two_methods.runs(), place, jobs=1))
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_where_it_was(write, tmp_path, data_dir):
+    path = write(("rounds = 2", "rounds = 30"), ('"gfpl.first-exchange" = 1', '"gfpl.first-exchange" = 2'))
+    words = ["table", str(path), "--only", "part=methods", "--only", "ways=n = 2", "--seeds", "1", "--jobs", "1"]
+    words += ["--data-dir", str(data_dir), "--output-dir", str(tmp_path / "out")]
+    command = [sys.executable, "-c", "from gfpl_flwr.cli import main; main()", *words]
+    environment = os.environ | {"COLUMNS": "200"}
+    runs = tmp_path / "out" / "runs"
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        begun = None
+        for _ in range(600):
+            begun = next((its for its in runs.glob("gfpl-*/rounds.jsonl") if its.read_text().count("\n") >= 2), None)
+            if begun is not None:
+                break
+            time.sleep(0.1)
+        assert begun is not None
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    before = begun.read_text().splitlines()[0]
+    assert not (begun.parent / "summary.json").exists()
+
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "2 runs, 1 done, 1 to do" in second.stderr  # Local was done before
+    assert begun.read_text().splitlines()[0] == before  # the visits that were done are kept
+    assert json.loads((begun.parent / "summary.json").read_text())["status"] == "completed"
+
+    third = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "2 runs, 2 done, 0 to do" in third.stderr
+    assert third.stdout == second.stdout
+    names = {file.name for file in (tmp_path / "out" / "small").iterdir()}
+    figures = {
+        f"methods-digits-{name}.{suffix}" for name in ("curves", "tradeoff", "reach") for suffix in ("png", "svg")
+    }
+    assert names == figures | {"outcomes.jsonl", "methods.md", "methods.tex", "methods.csv"}
+
+
+def test_progress_tells_rounds(two_methods, place):
+    (key, its), *_ = [item for item in two_methods.runs().items() if item[1].options.get("algorithm") == "gfpl"]
+    told = list(sweep({key: its}, place, jobs=1))
+    assert told[-1] == Told(key, 2, finished=True)
+    assert {news.rounds for news in told} <= {0, 1, 2}
+    assert Path(place.runs / key / "summary.json").exists()

@@ -1,0 +1,124 @@
+"""Tables say what the outcomes say, by hand."""
+
+import csv
+import io
+import shutil
+import subprocess
+
+import pytest
+
+from gfpl_flwr.experiments.outcomes import Outcome, outcome_of, read_outcomes, write_outcomes
+from gfpl_flwr.experiments.sheets import Sheet, latex, markdown, rich_table
+from gfpl_flwr.experiments.tables import long_csv, sheets_of, verdicts
+from gfpl_flwr.report import read_run
+
+
+def test_the_table_of_methods_by_hand(two_methods, outcomes):
+    accuracy, reach, cost = sheets_of(two_methods.parts[0], outcomes)
+    assert accuracy.columns == ["method", "n = 2", "n = 3", "std", "to 99 %"]
+    # seeds 1, 2: 81, 82 -> 81.5 ± 12.706 * 0.5; seeds 1, 2, 3: 82 ± 4.303 / sqrt(3)
+    assert accuracy.rows[0] == ["Local", "81.50 ± 6.35", "82.00 ± 2.48", "2.0", "2"]
+    # 83, 84 and 83, 84, 88, whose deviation is sqrt(7)
+    assert accuracy.rows[1][1:3] == ["83.50 ± 6.35", "85.00 ± 6.57 (99.9)"]
+    assert reach.columns == ["method", "all", "seen", "unseen", "own", "trained"]
+    assert reach.rows[0][1:4] == ["40.0 ± 0.0", "90.0 ± 0.0", "10.0 ± 0.0"]
+    # two sites: 6 messages, 2 MB up and 1 MB down; 8000 numbers up in two rounds
+    assert cost.rows[1] == ["GFPL", "3", "2", "1.00 MB", "500 kB", "3.00 MB", "4.00", "2"]
+
+
+def test_the_table_of_a_sweep_by_hand(two_methods, outcomes):
+    (sheet,) = sheets_of(two_methods.parts[1], outcomes)
+    assert sheet.columns == ["P", "n = 3", "n = 3, MB"]
+    assert [row[0] for row in sheet.rows] == ["1", "5"]
+    assert sheet.rows[0][1:] == ["85.00 ± 6.57", "3.00 ± 0.00"]
+
+
+def test_what_is_missing_is_a_dash(two_methods):
+    accuracy, _, cost = sheets_of(two_methods.parts[0], {})
+    assert set(accuracy.rows[0][1:]) == {"–"}
+    assert set(cost.rows[0][1:]) == {"–"}
+
+
+def test_verdicts_are_paired_over_seeds(two_methods, outcomes):
+    found = {(column, method): gap for _, column, method, gap in verdicts(two_methods.parts[0], outcomes)}
+    assert found["n = 2", "Local"].mean == pytest.approx(2.0)
+    assert found["n = 2", "Local"].sign == 1  # two points with both seeds
+    assert found["n = 3", "Local"].mean == pytest.approx(3.0)
+    assert found["n = 3", "Local"].sign == 0  # 2, 2 and 5: 3 ± 4.3
+
+
+def test_the_csv_has_a_row_for_each_run_and_exact_numbers(two_methods, outcomes):
+    rows = list(csv.DictReader(io.StringIO(long_csv(two_methods.parts[0], outcomes))))
+    assert len(rows) == 10
+    first = rows[0]
+    assert (first["method"], first["ways"], first["seed"]) == ("Local", "n = 2", "1")
+    assert float(first["accuracy"]) == 0.81
+    assert (first["bytes_up"], first["scalars_up"], first["components_out"]) == ("2000000", "8000", "10")
+
+
+SHEET = Sheet("a-b", "50 % & more_of ~this", ["x", "λ ± 1"], [["a|b", "–"], ["10³", "1 → 2"]], ["one note #1"])
+
+
+def test_markdown_keeps_cells_apart():
+    lines = markdown(SHEET).splitlines()
+    assert lines[2:6] == ["| x | λ ± 1 |", "| :--- | ---: |", "| a\\|b | – |", "| 10³ | 1 → 2 |"]
+    assert lines[-1] == "- one note #1"
+
+
+def test_latex_escapes_what_it_must():
+    text = latex(SHEET)
+    assert "50 \\% \\& more\\_of \\textasciitilde{}this" in text
+    assert "x & $\\lambda$ $\\pm$ 1 \\\\" in text
+    assert "10$^3$ & 1 $\\to$ 2 \\\\" in text
+    assert text.count("{") == text.count("}")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, which is not installed")
+def test_latex_compiles(tmp_path):
+    head = "\\documentclass{article}\\usepackage{booktabs}\\usepackage[utf8]{inputenc}\\begin{document}\n"
+    (tmp_path / "table.tex").write_text(head + latex(SHEET) + "\\end{document}\n")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "table.tex"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()[-2000:]
+
+
+def test_the_terminals_table_has_every_cell():
+    table = rich_table(SHEET)
+    assert [str(column.header) for column in table.columns] == ["x", "λ ± 1"]
+    assert table.row_count == 2
+
+
+# ---- outcomes --------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_come_back_as_they_were_and_in_one_order(tmp_path, outcomes):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    write_outcomes(one, outcomes.values())
+    write_outcomes(other, reversed(list(outcomes.values())))
+    assert one.read_bytes() == other.read_bytes()
+    found = read_outcomes(one)
+    assert found.keys() == outcomes.keys()
+    write_outcomes(other, found.values())
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("line", ["no json", "[]", '{"key": "x"}'])
+def test_a_line_that_is_no_outcome_is_named(tmp_path, line):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: expected the outcome of a run"):
+        read_outcomes(path)
+
+
+def test_an_outcome_takes_its_numbers_from_the_files_of_a_run(federate):
+    path = federate(common_test_shots=5, common_test_every=2)
+    run = read_run(path)
+    found = outcome_of(run, key="k", options={"seed": 7})
+    assert isinstance(found, Outcome)
+    mean, std = found.accuracy["classifier"]
+    assert (mean, std) == pytest.approx(run.final_accuracy("classifier")[1:], abs=1e-5)
+    assert found.curve[-1][0] == 4
+    assert [merge[0] for merge in found.merges] == [2, 3, 4]
+    assert found.up[2] == run.totals.scalars_up == sum(up for _, up, _ in found.exchanges)
+    assert [round for round, _ in found.common["all"]] == [2, 4]
+    # ten classes of five images: what is seen and what is unseen make up all, site by site
+    assert 0 <= found.final("unseen") <= found.final("all") <= found.final("seen") <= 1
