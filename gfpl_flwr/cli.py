@@ -2,14 +2,16 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gfpl_flwr import cli_devices
+from gfpl_flwr.command_line import ConfigOption, DataOption, assignments, one_line_errors, options_of
 
 if TYPE_CHECKING:
     from gfpl_flwr.config import Scalar
@@ -22,13 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigOption = Annotated[
-    list[str] | None,
-    typer.Option("-c", "--config", metavar="KEY=VALUE", help="Set an option; repeat for more."),
-]
-
-DataOption = Annotated[Path | None, typer.Option(help="Where prepared data sets lie; data by default.")]
+for command in (cli_devices.doctor, cli_devices.rehearse, cli_devices.register, cli_devices.nodes):
+    app.command()(command)
 
 
 @app.command()
@@ -37,15 +34,17 @@ def run(
     engine: Annotated[str, typer.Option(help="flower: Flower's engines; inprocess: no Ray, no server.")] = "flower",
     config: ConfigOption = None,
     name: Annotated[str, typer.Option(help="Name of the run's folder; empty: made from algorithm and time.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run called NAME.")] = False,
+    resume: Annotated[str, typer.Option(metavar="NAME", help="Continue this run after its last checkpoint.")] = "",
     output_dir: Annotated[Path | None, typer.Option(help="Where run folders are made; runs by default.")] = None,
     data_dir: DataOption = None,
 ) -> None:
     """Run one federation to its end, and report it."""
-    with _one_line_errors():
-        overrides = _options(config, output_dir=output_dir, data_dir=data_dir)
-        if name:
-            overrides["name"] = name
+    with one_line_errors():
+        overrides = options_of(config, output_dir=output_dir, data_dir=data_dir)
+        if name and resume:
+            raise ValueError(f"--name {name} --resume {resume}: a run that is continued has its name")
+        if name or resume:
+            overrides["name"] = name or resume
         if resume:
             overrides["resume"] = True
         _print_report(_execute([overrides], engine=engine, federation=federation))
@@ -60,7 +59,7 @@ def demo(
     """Run GFPL and Local on scikit-learn's digits through Flower's simulation engine, and compare them."""
     from gfpl_flwr.flower.launch.place import demo_runs
 
-    with _one_line_errors():
+    with one_line_errors():
         runs = demo_runs(output_dir.resolve(), (data_dir or Path("data")).expanduser().resolve())
         _print_report(_execute(runs, engine=engine, federation="", afresh=True))
 
@@ -72,7 +71,7 @@ def report(
     output_format: Annotated[str, typer.Option("--format", help="table, markdown or csv.")] = "table",
 ) -> None:
     """Print the table of some runs and draw their figures."""
-    with _one_line_errors():
+    with one_line_errors():
         _print_report(run_dirs, visits=visits, output_format=output_format)
 
 
@@ -81,6 +80,7 @@ def data(
     config: ConfigOption = None,
     data_dir: DataOption = None,
     num_sites: Annotated[int, typer.Option(help="Sites to spread it over.")] = 20,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only prepare it.")] = False,
 ) -> None:
     """Prepare a data set, and show which site would hold what."""
     from rich.console import Console
@@ -90,9 +90,11 @@ def data(
     from gfpl_flwr.data.sites import label_counts
     from gfpl_flwr.flower.client import open_dataset, partition_of
 
-    with _one_line_errors():
-        options, _ = parse_run(_options(config, output_dir=None, data_dir=data_dir))
+    with one_line_errors():
+        options, _ = parse_run(options_of(config, output_dir=None, data_dir=data_dir))
         dataset = open_dataset(options, Path(options.data_dir))
+        if quiet:
+            return
         table = Table(
             "site",
             "train",
@@ -128,7 +130,7 @@ def table(
     """Do the missing runs of an experiment, print its tables and draw its figures."""
     from gfpl_flwr.experiments.command import Wish, choices, list_experiments, make
 
-    with _one_line_errors():
+    with one_line_errors():
         if not name:
             list_experiments()
             return
@@ -137,7 +139,7 @@ def table(
             chosen=choices([*(only or ()), *(f"dataset={value}" for value in dataset or ())]),
             seeds=seeds,
             rounds=rounds,
-            changes=dict(_assignments(config or [])),
+            changes=dict(assignments(config or [])),
             jobs=jobs,
             device=device,
             output_dir=output_dir.expanduser().resolve(),
@@ -169,54 +171,6 @@ def main() -> None:
     app(obj=born())
 
 
-def _options(words: list[str] | None, *, output_dir: Path | None, data_dir: Path | None) -> "dict[str, Scalar]":
-    """Return the options of ``-c`` with absolute folders: Flower's processes run elsewhere."""
-    options = dict(_assignments(words or []))
-    for key, given, default in (("output-dir", output_dir, "runs"), ("data-dir", data_dir, "data")):
-        options[key] = str(Path(given or str(options.get(key, default))).expanduser().resolve())
-    return options
-
-
-def _assignments(words: list[str]) -> "Iterator[tuple[str, Scalar]]":
-    """Read ``key=value`` words; a value is TOML, and a bare word is a string.
-
-    Several may stand in one word, separated by blanks, as in Flower's ``--run-config``.
-    """
-    import shlex
-    import tomllib
-
-    for word in words:
-        try:
-            parts = shlex.split(word)
-        except ValueError as error:
-            raise ValueError(f"-c {word}: {error}") from None
-        for part in parts:
-            key, equals, text = part.partition("=")
-            if not equals or not key:
-                raise ValueError(f"-c {word}: {part!r} is not KEY=VALUE")
-            try:
-                value = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                value = text
-            yield key.strip(), value if isinstance(value, (bool, int, float)) else str(value)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn an expected error into one line on standard error and an exit status."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.secho("stopped; what was computed is kept", err=True, fg="yellow")
-        raise typer.Exit(130) from None
-    except (ValueError, OSError) as error:
-        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
-        raise typer.Exit(2) from None
-    except RuntimeError as error:
-        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg="red")
-        raise typer.Exit(1) from None
-
-
 def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, afresh: bool = False) -> list[Path]:
     """Run with a progress bar; an interrupted or failed run still leaves its folder and the path to it."""
     import click
@@ -228,6 +182,7 @@ def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, a
     with Watch(len(runs)) as watch, opened(place) as link:
         # torch takes seconds to import, and so does a SuperLink to start: both at once.
         from gfpl_flwr.flower.launch.runner import clear, execute, plan
+        from gfpl_flwr.report import can_draw
 
         if afresh:
             clear(runs)
@@ -235,7 +190,7 @@ def _execute(runs: "list[dict[str, Scalar]]", *, engine: str, federation: str, a
 
         def progress(flat: "Mapping[str, Scalar]", now: "Progress") -> None:
             watch.progress(flat, now)
-            if now.done and now.visit == now.visits:
+            if now.done and now.visit == now.visits and can_draw():
                 # The figures' imports take a second, in which Ray ends anyway.
                 Thread(target=import_module, args=("gfpl_flwr.report.site_figures",), daemon=True).start()
 
@@ -256,8 +211,14 @@ def _print_report(run_dirs: list[Path], *, visits: bool = False, output_format: 
     if output_format in tables:
         typer.echo(tables[output_format](runs))
     elif output_format == "table":
-        Console().print(reports.visits(runs[0]) if visits else reports.comparison(runs))
+        console = Console()
+        console.print(reports.visits(runs[0]) if visits else reports.comparison(runs))
+        for line in reports.absences(runs):
+            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     else:
         raise ValueError(f"--format {output_format}: must be table, markdown or csv")
+    if not reports.can_draw():
+        typer.echo("no figures: matplotlib is not installed here; `gfpl report` draws them where it is", err=True)
+        return
     for path in reports.write_report(run_dirs[0], run_dirs[1:]):
         typer.echo(f"wrote {path}", err=output_format != "table")

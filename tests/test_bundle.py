@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_bundle_holds_what_server_and_sites_import_and_stays_small():
     bundle = bundle_app(ROOT)
-    assert len(bundle) < 150_000
+    assert len(bundle) < 200_000  # ten algorithms
     names = {name for name in zipfile.ZipFile(io.BytesIO(bundle)).namelist() if not name.startswith(".info/")}
     assert {"pyproject.toml", "client_app.py", "server_app.py"} == {name for name in names if "/" not in name}
     modules = {name for name in names if "/" in name}
     assert all(re.fullmatch(r"gfpl_flwr/.*\.py", name) for name in modules)
-    assert not any(re.search(r"report|launch|cli\.py|/watch\.py", name) for name in modules)
+    elsewhere = r"report|launch|doctor|inprocess|/cli(_devices)?\.py|/command_line|/watch\.py"
+    assert not any(re.search(elsewhere, name) for name in modules)
     # whatever a bundled module imports from the package is in the bundle
     imported = {
         found

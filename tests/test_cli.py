@@ -91,7 +91,7 @@ def test_config_lists_every_key(folder):
         (["run", "-c", "rounds=40", "-c", "shots=500"], 2, "n-way-k-shot"),
         (["run", "-c", "device=tpu"], 2, "device = 'tpu': must be one of auto, cpu, cuda"),
         (
-            ["run", "--engine", "inprocess", "--name", "gone", "--resume", *settings()],
+            ["run", "--engine", "inprocess", "--resume", "gone", *settings()],
             2,
             "holds no run to resume",
         ),
@@ -165,6 +165,6 @@ def test_a_run_resumes_from_its_checkpoint(folder):
     run = folder / "runs" / "torn"
     whole = (run / "rounds.jsonl").read_text()
     (run / "rounds.jsonl").write_text(whole + '{"visit": 9, "torn')
-    resumed = gfpl("run", "--engine", "inprocess", "--name", "torn", "--resume")  # its options are remembered
+    resumed = gfpl("run", "--engine", "inprocess", "--resume", "torn")  # its options are remembered
     assert resumed.exit_code == 0, resumed.stderr
     assert (run / "rounds.jsonl").read_text() == whole

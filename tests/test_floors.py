@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gfpl_flwr"
 FLOORS = {
     "config": 0, "dataset_settings": 0, "seeding": 0,
     "site_names": 0, "core": 0, "models": 1, "data": 1, "training": 2, "algorithms": 3, "flower": 4,
-    "report": 4, "watch": 5, "cli": 5,
+    "report": 4, "watch": 5, "experiments": 5, "command_line": 5, "cli_devices": 5, "cli": 6,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -74,7 +74,9 @@ def test_core_is_mathematics_only():
 
 def modules_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
@@ -82,6 +84,32 @@ def test_the_package_and_its_command_start_without_torch():
     assert "torch" not in modules_after("import gfpl_flwr.cli, gfpl_flwr.config")
 
 
-def test_a_device_needs_neither_scikit_learn_nor_ray():
-    loaded = modules_after("import gfpl_flwr.flower.client")
-    assert not loaded & {"sklearn", "ray", "pandas", "matplotlib", "torchvision", "scipy"}
+HEAVY = {"sklearn", "ray", "pandas", "matplotlib", "torchvision", "scipy", "numba", "networkx", "sympy"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import flwr.supernode.cli.flwr_clientapp, client_app",  # the process of a ClientApp
+        "import flwr.superlink.cli.flwr_serverapp, server_app",  # that of a ServerApp
+        "import gfpl_flwr.flower.doctor.machine, gfpl_flwr.flower.doctor.server",
+    ],
+)
+def test_a_device_needs_neither_scikit_learn_nor_ray(statement):
+    assert not modules_after(statement) & HEAVY
+
+
+def test_no_process_of_a_node_but_its_app_needs_torch():
+    assert not modules_after("import flwr.supernode.cli, flwr.supernode.main, flwr.supercore.cli") & (
+        HEAVY | {"torch"}
+    )
+
+
+def test_the_lock_of_devices_has_nothing_for_a_gpu_or_a_laboratory():
+    lines = (PACKAGE.parent / "requirements-device.lock").read_text().splitlines()
+    names = {line.partition("==")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))}
+    assert {"flwr", "numpy", "safetensors", "pillow", "typer", "rich"} <= names
+    unwanted = {"ray", "scikit-learn", "pandas", "matplotlib", "scipy", "numba", "torch", "torchvision", "triton"}
+    assert not names & unwanted
+    assert not [name for name in names if name.startswith(("nvidia", "cuda"))]
+    assert all(line.startswith((" ", "#")) or "==" in line for line in lines if line)  # pins, and no address

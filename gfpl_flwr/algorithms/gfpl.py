@@ -51,6 +51,16 @@ LARGEST = {"counts": 1e9, "means": 1e6, "variances": 1e9}
 """Largest magnitudes a server accepts; features of trained networks stay far below."""
 
 
+@torch.no_grad()
+def mean_cosine(model: DualClassifier, features: Tensor, labels: Tensor) -> float:
+    """Return the mean cosine between projected features (N, D) and the vertices of their classes, part by part."""
+    vertices, total = model.etf.cpu().T, 0.0
+    # All N at once would be a small device's largest allocation.
+    for part, classes in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
+        total += float((model.projected(part.to(model.etf.device)).cpu() * vertices[classes]).double().sum())
+    return total / len(labels)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GFPL(Algorithm):
     """Hyper-parameters of GFPL and both halves of the method.
@@ -206,9 +216,7 @@ class GFPL(Algorithm):
         bank = yield ClassMixtures(site, "prototypes", features, labels, floor, options)
         found = {"suppressed_classes": float(len(torch.unique(labels)) - len(bank.classes))}
         if isinstance(site.model, DualClassifier) and len(labels):
-            with torch.no_grad():
-                projected = site.model.projected(features.to(site.model.etf.device)).cpu()
-            found["etf_cosine"] = float((projected * site.model.etf.cpu().T[labels]).sum(1).mean())
+            found["etf_cosine"] = mean_cosine(site.model, features, labels)
         if not self.share_counts:
             bank = dataclasses.replace(bank, counts=bank.weights)
         return bank, found

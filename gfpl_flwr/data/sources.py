@@ -39,13 +39,26 @@ class Prepared:
     class_names: tuple[str, ...] | None = None
 
 
+@contextlib.contextmanager
+def _installed(name: str, package: str, data_dir: Path) -> Iterator[None]:
+    """Say how to get a data set where the package that it comes from is not there, as on a device."""
+    try:
+        yield
+    except ImportError:
+        raise DatasetNotFoundError(
+            f"data set {name!r} comes with {package}, which is not installed here; elsewhere run "
+            f"`gfpl data --quiet -c dataset={name}` and copy data/{name}.safetensors to {data_dir}"
+        ) from None
+
+
 def digits(data_dir: Path) -> Prepared:
     """Decode scikit-learn's bundled digits: 1,797 images of 8 x 8 pixels in 17 grey levels, 10 classes.
 
     Of every class the last quarter in published order is the test split. The 17 grey levels, 0 to 16, are
     spread over 0 to 255 and rounded.
     """
-    from sklearn.datasets import load_digits
+    with _installed("digits", "scikit-learn", data_dir):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     labels = torch.from_numpy(bunch.target.astype(np.int64))
@@ -77,7 +90,8 @@ def _split_rows(images: Tensor, labels: Tensor, test: Tensor) -> dict[str, Tenso
 
 def _from_torchvision(name: str, class_name: str, data_dir: Path) -> Prepared:
     """Decode a torchvision data set: raw files under ``data_dir`` if they are there, else a download."""
-    from torchvision import datasets
+    with _installed(name, "torchvision", data_dir):
+        from torchvision import datasets
 
     source = getattr(datasets, class_name)
     splits = None

@@ -60,7 +60,7 @@ def write_scene(folder: Path, options: Mapping[str, Any], data_dir: Path) -> Non
     points: dict[str, Any] = {}
     for name, place in (("holds", knows), ("lacks", lacks)):
         model = copy.deepcopy(first)
-        saved = SiteStore(folder.parent / "site-models" / key / f"site-{place}").load(before=1 << 30)
+        saved = SiteStore(folder.parent / "site-models", key, place).load(before=1 << 30)
         if saved is None:
             raise ValueError(f"site {place} has no model any more")
         model.load_state_dict(dict(saved.model))

@@ -24,7 +24,7 @@ from gfpl_flwr.data.partitions import partition
 from gfpl_flwr.data.sites import Indices, SiteIndices, rows_of_each
 from gfpl_flwr.dataset_settings import architecture_of, settings_for
 from gfpl_flwr.flower.hosting import hosted_sites, join_replies
-from gfpl_flwr.flower.state import SavedSite, SiteStore
+from gfpl_flwr.flower.state import SiteStore
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, encode_reply
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
 from gfpl_flwr.site_names import SiteName
@@ -99,7 +99,11 @@ def _answer_sites(asks: Sequence[Ask]) -> list[RecordDict | str]:
     begun: dict[int, _Begun] = {}
     for index, ask in enumerate(asks):
         with _told(outcomes, index):
-            begun[index] = _begin(ask)
+            visit = _begin(ask)
+            if isinstance(visit, RecordDict):
+                outcomes[index] = visit
+            else:
+                begun[index] = visit
     halves = [visit.algorithm.steps(visit.site, visit.order.tensors, visit.order.visit) for visit in begun.values()]
     for (index, visit), reply in zip(begun.items(), together(halves), strict=True):
         with _told(outcomes, index):
@@ -134,6 +138,7 @@ class Node:
         site: its ``site`` name, else its ``partition-id``; the number of a hosted site.
         partition_id, num_partitions: which share of a common data set is this site's.
         data_dir, state_dir: folders of this node.
+        is_device: whether it has a folder for states of its own, and so keeps every answer: on a network one is lost.
     """
 
     site: SiteName
@@ -141,6 +146,7 @@ class Node:
     num_partitions: int
     data_dir: Path
     state_dir: Path
+    is_device: bool = False
 
     @classmethod
     def of(cls, own: Mapping[str, Any], config: RunConfig, place: int = 0) -> "Node":
@@ -173,17 +179,18 @@ class Node:
             num_partitions=count,
             data_dir=Path(str(own.get("data-dir", config.data_dir))).expanduser(),
             state_dir=Path(str(own.get("state-dir", config.state_dir or default_state))).expanduser(),
+            is_device="state-dir" in own,
         )
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A visit with everything that it needs."""
+    """A visit with everything that it needs; without a store it leaves nothing that anybody would need."""
 
     order: Order
     algorithm: Algorithm
     site: Site
-    store: SiteStore
+    store: SiteStore | None
     started_from: int
 
 
@@ -207,31 +214,40 @@ def _common(
     return config, algorithm, dataset, initial_model(config, algorithm, dataset.image_shape, dataset.num_classes)
 
 
-def _begin(ask: Ask) -> _Begun:
+def _begin(ask: Ask) -> _Begun | RecordDict:
+    """Return a visit with everything that it needs; the content of its reply where it was finished before."""
     items = _sorted(ask.run_config)
     node = Node.of(ask.node_config, _parsed(items)[0], ask.place)
     order = decode_order(ask.content, ask.place)
+    store = SiteStore(node.state_dir, order.run, node.site)
+    if (answered := store.answer_to(order)) is not None:
+        return answered
     config, algorithm, dataset, initial = _common(items, node.data_dir)
     torch.set_num_threads(config.torch_threads)
     device = pick_device(config.device)
     model = copy.deepcopy(initial).to(device)
-    store = SiteStore(node.state_dir / order.run / f"site-{node.site}")
+    keeps = algorithm.remembers or not order.visit.upload or node.is_device
+    if keeps:
+        store.reserve(own_state(model))
     saved = store.load(before=order.visit.index) if algorithm.remembers else None
     if saved is not None:
         model.load_state_dict(dict(saved.model))
     site = build_site(config, dataset, model, node.site, node.partition_id, node.num_partitions, device)
-    return _Begun(order, algorithm, site, store, saved.visit if saved else 0)
+    return _Begun(order, algorithm, site, store if keeps else None, saved.visit if saved else 0)
 
 
 def _finish(visit: _Begun, reply: Reply) -> RecordDict:
     site, order = visit.site, visit.order
-    # The last visit, which sends nothing, leaves every site the model that the run was for.
-    if visit.algorithm.remembers or not order.visit.upload:
-        visit.store.save(SavedSite(order.visit.index, own_state(site.model)))
     labels = Counter(site.train.labels.tolist()) if site.config.share_label_counts else {}
-    return encode_reply(
+    content = encode_reply(
         SiteReply(site.key, order.run, order.visit.index, reply, dict(sorted(labels.items())), visit.started_from)
     )
+    if visit.store is not None:
+        # The last visit, which sends nothing, leaves every site the model that the run was for.
+        needed = visit.algorithm.remembers or not order.visit.upload
+        # Model and answer reach the disk before the answer leaves: a site never tells what it could forget.
+        visit.store.save(order, own_state(site.model) if needed else {}, content)
+    return content
 
 
 def pick_device(wanted: str) -> torch.device:

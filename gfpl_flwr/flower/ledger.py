@@ -1,5 +1,6 @@
 """What happened in one visit: messages out, replies in, failures with their reasons, bytes and seconds."""
 
+import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from gfpl_flwr.flower.wire import SiteReply
 from gfpl_flwr.site_names import SiteName, site_order
 from gfpl_flwr.training import Counts
 
+logger = logging.getLogger("flwr.gfpl")
 LONGEST_REASON = 300
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -26,6 +28,7 @@ class Ledger:
             sites each has its own records, its first sound one the reply's framing too, and the order to the node
             is split evenly over its sound ones; so the sizes of sites add up to those of their node's messages.
         failures: (site, or node that never said which it is; one line that says what went wrong).
+        notes: (site, one line) of what changed no contribution but should be known: a late reply, a lost model.
         up: size of everything that came, sound or not.
         seconds: by phase.
     """
@@ -34,6 +37,7 @@ class Ledger:
     answered: set[str] = field(default_factory=set)
     good: dict[SiteName, tuple[SiteReply, Size, Size]] = field(default_factory=dict)
     failures: list[tuple[SiteName, str]] = field(default_factory=list)
+    notes: list[tuple[SiteName, str]] = field(default_factory=list)
     up: Size = field(default_factory=Size)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -46,6 +50,11 @@ class Ledger:
         """Record why a site's contribution is left out, on one line: a reason can come from anywhere."""
         line = " ".join(_ANSI.sub("", reason).split())
         self.failures.append((site, line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} …"))
+
+    def note(self, site: SiteName, text: str) -> None:
+        """Record something about a site that changed no contribution."""
+        logger.warning("site %s: %s", site, text)
+        self.notes.append((site, text))
 
     @property
     def heard(self) -> int:
@@ -80,6 +89,7 @@ class Ledger:
             "seconds": {phase: round(value, 4) for phase, value in self.seconds.items()},
             "fusion": fusion,
             "sites": sites,
+            "notes": [{"site": site, "note": note} for site, note in self.notes],
         }
 
 

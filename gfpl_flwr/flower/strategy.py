@@ -16,6 +16,7 @@ from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.hosting import downloads, failure_in, hosted_sites, split_reply, uploads
 from gfpl_flwr.flower.ledger import Ledger
+from gfpl_flwr.flower.overdue import Overdue
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.tensors import Size, decode_tensors, encode_tensors, size_of
@@ -38,8 +39,8 @@ class VisitStrategy(Strategy):
     A node is one site, or hosts ``sites-per-node`` of them. Replies are matched to messages by id, checked one by
     one, site by site, and the sites sorted before anything is summed. A bad,
     late, duplicate or missing reply costs that site's contribution and is recorded with its reason; the run goes
-    on while a quorum answers. After every aggregation the visit is written to the run's folder and the server's
-    state checkpointed.
+    on while a quorum answers. A reply that comes when its visit is over is noted in the visit under way and used in
+    none. After every aggregation the visit is written to the run's folder and the server's state checkpointed.
 
     There is no evaluate phase: a reply carries the counts of every evaluation the site made, which halves the
     messages.
@@ -77,6 +78,9 @@ class VisitStrategy(Strategy):
         self.expected = config.num_sites
         self._ledger = Ledger()
         self._current = 0
+        self._overdue = Overdue()
+        self._titles: dict[int, str] = {}  # node id to the name under which its key was registered
+        self._finished: dict[SiteName, int] = {}  # site to the last visit that it answered
 
     def summary(self) -> None:
         """Log the algorithm, the schedule and the first round after which anything is sent."""
@@ -97,7 +101,8 @@ class VisitStrategy(Strategy):
         self._current = visit.index
         nodes = self._wait_for_nodes(grid)
         contents = self._orders(visit, decode_tensors(arrays), nodes)
-        ttl = self.config.visit_deadline
+        # Twice the deadline: Flower refuses the reply to a message that has expired, and a late one is to be noted.
+        ttl = 2 * self.config.visit_deadline
         return [
             Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
             for node, content in zip(nodes, contents, strict=True)
@@ -225,6 +230,7 @@ class VisitStrategy(Strategy):
                 f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
                 f"in simulation num-supernodes must be num-sites{shared}"
             )
+        self._titles |= {node.node_id: node.name for node in grid.get_nodes() if node.name}
         return nodes
 
     def _nodes_of(self, sites: int) -> int:
@@ -238,14 +244,22 @@ class VisitStrategy(Strategy):
         waiting = set(self._ledger.sent)
         deadline = time.monotonic() + self.config.visit_deadline
         while waiting and time.monotonic() < deadline:
-            came = list(grid.pull_messages(waiting))
+            came = list(grid.pull_messages(waiting | self._overdue.message_ids))
             for message in came:
-                waiting.discard(message.metadata.reply_to_message_id)
-                self._receive(message)
+                answered = message.metadata.reply_to_message_id
+                if answered not in self._overdue.message_ids:
+                    waiting.discard(answered)
+                    self._receive(message)
+                elif late := self._overdue.note(message):
+                    node, note = late
+                    for name in self._names(node):
+                        self._ledger.note(name, note)
             if came:
                 self._tell(done=False)
             if waiting and not came:
                 time.sleep(0.1)
+        for message_id in waiting:
+            self._overdue.add(message_id, visit=self._current, node=self._ledger.sent[message_id][0])
 
     def _receive(self, message: Message) -> None:
         """Check one reply, site by site; a bad one is recorded and left out."""
@@ -280,14 +294,23 @@ class VisitStrategy(Strategy):
         ups = uploads(message.content, len(groups), first=min(sound)) if len(groups) > 1 else [size]
         for (place, answer), share in zip(sound.items(), downloads(down, len(sound)), strict=True):
             ledger.good[answer.site] = (answer, ups[place], share)
-            if answer.started_from == 0 and self._current > 1 and self.algorithm.remembers:
-                logger.warning(
-                    "site %s has no model of an earlier visit: it started from the initial one", answer.site
-                )
+            self._compare_start(answer)
+
+    def _compare_start(self, answer: SiteReply) -> None:
+        """Note a site that did not go on from the model it had after the last visit that it answered."""
+        if not self.algorithm.remembers:
+            return
+        last = self._finished.get(answer.site, 0)
+        if answer.started_from < last:
+            began = f"its model of visit {answer.started_from}" if answer.started_from else "the initial model"
+            self._ledger.note(answer.site, f"its model of visit {last} is lost: it went on from {began}")
+        elif answer.started_from == 0 and self._current > 1:
+            self._ledger.note(answer.site, "it has no model of an earlier visit: it started from the initial one")
+        self._finished[answer.site] = self._current
 
     def _names(self, node: int) -> Sequence[SiteName]:
         """Return the sites of a node; before it has said which they are, its own name for each."""
-        return self.sites.get(node, [f"node {node}"] * self.config.sites_per_node)
+        return self.sites.get(node, [f"node {self._titles.get(node, node)}"] * self.config.sites_per_node)
 
     def _checked(self, group: RecordDict, node: int, place: int) -> SiteReply | str:
         """Return one site's reply, or why it is left out; remember which sites a node has that told the truth."""
@@ -349,8 +372,21 @@ class VisitStrategy(Strategy):
             for name in self._names(node):
                 if name not in heard:
                     ledger.fail(name, late if node in sent else "not connected when the visit began")
+        for name in self._strangers():
+            ledger.fail(name, "no node of this site has ever connected")
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
+
+    def _strangers(self) -> list[SiteName]:
+        """Return the sites that were announced and of which nothing was ever heard."""
+        heard = self._ledger.good.keys() | {name for name, _ in self._ledger.failures}
+        missing = self.expected - len(heard)
+        if missing <= 0:
+            return []
+        numbers = set(range(self.expected)) - heard
+        if self.config.partition != "own" and len(numbers) == missing:
+            return sorted(numbers)
+        return [f"{missing} more"]  # their names are known to them alone
 
     def _tell(self, *, done: bool) -> None:
         accuracy, std = self._ledger.accuracy(self.config.head)

@@ -1,13 +1,31 @@
 """Tables and figures of finished and interrupted runs: pure functions of the files in a run's folder."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from gfpl_flwr.report.absences import absences
 from gfpl_flwr.report.reading import read_run
 from gfpl_flwr.report.runs import Run
 from gfpl_flwr.report.tables import comparison, csv, heads, markdown, visits
 
-__all__ = ["Run", "comparison", "csv", "heads", "markdown", "read_run", "visits", "write_report"]
+__all__ = [
+    "Run",
+    "absences",
+    "can_draw",
+    "comparison",
+    "csv",
+    "heads",
+    "markdown",
+    "read_run",
+    "visits",
+    "write_report",
+]
+
+
+def can_draw() -> bool:
+    """Return whether figures can be drawn here; a device and a server have no need of matplotlib."""
+    return find_spec("matplotlib") is not None
 
 
 def write_report(run_dir: str | Path, others: Sequence[str | Path] = ()) -> list[Path]:

@@ -94,6 +94,7 @@ def _visit(record: dict[str, Any], where: str) -> Visit:
         seconds=float(_get(_get(record, "seconds", dict, where), "total", (int, float), where)),
         merge=_merge(record["fusion"], number, last, where) if _fused(record, where) else None,
         sites=tuple(sorted(sites, key=lambda reply: site_order(reply.site))),
+        notes=tuple((_name(entry, where), str(entry.get("note", ""))) for entry in record.get("notes", [])),
     )
 
 

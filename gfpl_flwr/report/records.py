@@ -96,6 +96,7 @@ class Visit:
     seconds: float
     merge: Merge | None
     sites: tuple[SiteReply, ...]
+    notes: tuple[tuple[SiteName, str], ...] = ()
 
     @property
     def down_round(self) -> int:

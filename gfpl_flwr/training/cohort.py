@@ -125,8 +125,8 @@ class Cohort:
         self.images = data[0] if isinstance(data[0], Images) else None
         self.lengths = [len(part) for part in data]
         self.starts = [sum(self.lengths[:index]) for index in range(len(data))]
-        self.labels = torch.cat([part.labels for part in data])
-        self.values = torch.cat([part.images if isinstance(part, Images) else part.features for part in data])
+        self.labels = joined([part.labels for part in data])
+        self.values = joined([part.images if isinstance(part, Images) else part.features for part in data])
         self.device = self.labels.device
 
     def epoch(self, size: int) -> Iterator[Run]:
@@ -158,14 +158,20 @@ class Cohort:
         return [(rest, [site for site, its in enumerate(left) if its == rest]) for rest in sorted(set(left) - {0})]
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join the rows of all sites; those of one site stay where they are, on a device in a file mapped into memory."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 class _Epoch:
-    """All samples of an epoch, site after site, each site's in the order of its batches."""
+    """The samples of an epoch, site after site, each site's in the order of its batches; fetched block by block."""
 
     def __init__(self, cohort: Cohort, rows: Tensor) -> None:
         self.images = cohort.images
         self.stack = cohort.stack
+        self.rows = rows
         self.beside = cohort.beside
-        self.values, self.labels = cohort.values[rows], cohort.labels[rows]
+        self.values, self.labels = cohort.values, cohort.labels[rows]
         layers = cohort.stack.dropout if cohort.stack.network.training else []
         drawn = [
             [layer.draw(length, draws.dropout) for layer in layers]
@@ -198,9 +204,10 @@ class _Epoch:
 
     def _inputs(self, block: Tensor) -> Tensor:
         if self.images is None:
-            return self.values[block]
+            return self.values[self.rows[block]]
         images = dataclasses.replace(self.images, images=self.values)
-        return fold(images, block, self.stack.layout, windows=self.windows)
+        windows = None if self.windows is None else self.windows[block]
+        return fold(images, self.rows[block], self.stack.layout, windows=windows)
 
 
 def fold(images: Images, rows: Tensor, layout: torch.memory_format, *, windows: Tensor | None = None) -> Tensor:
@@ -210,13 +217,14 @@ def fold(images: Images, rows: Tensor, layout: torch.memory_format, *, windows: 
         images: of all sites; the labels are not looked at.
         rows: which, (steps, S, B).
         layout: memory format of each step.
-        windows: for each image what to crop and whether to flip; None for the whole image.
+        windows: for each of them what to crop and whether to flip (steps, S, B, 3); None for the whole images.
 
     Returns:
         Normalised float32 (steps, B, S channels, H, W).
     """
     steps, sites, batch = rows.shape
-    across = rows.transpose(1, 2).flatten()
-    pixels = images.pixels(across, windows=None if windows is None else windows[across])
+    if windows is not None:
+        windows = windows.transpose(1, 2).flatten(0, 2)
+    pixels = images.pixels(rows.transpose(1, 2).flatten(), windows=windows)
     folded = pixels.view(steps * batch, sites * pixels.shape[1], *pixels.shape[2:])
     return folded.clone(memory_format=layout).view(steps, batch, *folded.shape[1:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gfpl_flwr.models import Stack, is_large
-from gfpl_flwr.training.cohort import fold
+from gfpl_flwr.training.cohort import fold, joined
 from gfpl_flwr.training.site import Images, Site
 from gfpl_flwr.training.work import Work, network_kind
 
@@ -44,7 +44,7 @@ class Features(Work):
         models = [work.site.model.eval() for work in works]
         images, device = works[0].data, works[0].data.labels.device
         size, width = _ACCELERATOR if device.type != "cpu" else _LARGE if is_large(models[0]) else _SMALL
-        pixels = torch.cat([work.data.images for work in works])
+        pixels = joined([work.data.images for work in works])
         lanes, owners, end = [], [], 0
         for index, work in enumerate(works):
             first, end = end, end + len(work.data)

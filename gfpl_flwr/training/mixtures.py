@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gfpl_flwr.core.gmm import fit_class_mixtures
 from gfpl_flwr.core.prototypes import GaussianPrototypes
+from gfpl_flwr.training.cohort import joined
 from gfpl_flwr.training.site import Site
 from gfpl_flwr.training.work import Work
 
@@ -43,7 +44,7 @@ class ClassMixtures(Work):
         classes = max(int(work.labels.max()) + 1 if len(work.labels) else 1 for work in works)
         labels = torch.cat([work.labels + place * classes for place, work in enumerate(works)])
         floors = torch.tensor([work.floor for work in works], dtype=torch.float64).repeat_interleave(classes)
-        features = torch.cat([work.features for work in works])
+        features = joined([work.features for work in works])
         joint = fit_class_mixtures(features, labels, variance_floor=floors, **works[0].options)
         banks = [joint.rows(joint.labels // classes == place) for place in range(len(works))]
         return [replace(bank, labels=bank.labels % classes) for bank in banks]

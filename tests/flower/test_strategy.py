@@ -251,7 +251,59 @@ def test_a_site_that_lost_its_model_is_seen_in_the_record(flat, caplog):
         serve(Faulty(flat, lose), flat, engine="inprocess")
     started = [site["started_from"] for site in lines(flat)[1]["sites"]]
     assert started == [0, 1, 1, 1]
-    assert "site 0 has no model of an earlier visit" in caplog.text
+    assert "site 0: its model of visit 1 is lost: it went on from the initial model" in caplog.text
+    assert [line["notes"] for line in lines(flat)[1:]] == [
+        [{"site": 0, "note": "its model of visit 1 is lost: it went on from the initial model"}], [], []
+    ]  # fmt: skip
+
+
+class Slow(Faulty):
+    """A grid on which sites 1 and 3 answer visit 1 late: in visit 2, and in visit 3."""
+
+    def __init__(self, flat) -> None:
+        super().__init__(flat, self.hold)
+        self.held: dict[int, Message] = {}
+
+    def hold(self, visit, site, reply):
+        if visit == 1 and site in (1, 3):
+            self.held[site] = reply
+            return None
+        return reply
+
+    def pull_messages(self, message_ids):
+        wanted = set(message_ids)
+        came = super().pull_messages(wanted)
+        visit = max((int(reply.metadata.group_id) for reply in came if reply.metadata.group_id), default=0)
+        for site, reply in list(self.held.items()):
+            answered = reply.metadata.reply_to_message_id
+            if answered in wanted and visit == (3 if site == 3 else 2):
+                came.append(reply)
+                del self.held[site]
+        return came
+
+
+def test_a_late_reply_is_noted_and_used_in_no_visit(flat):
+    flat = flat | {"visit-deadline": 10.0, "quorum": 0.25}
+    serve(Slow(flat), flat, engine="inprocess")
+    record = lines(flat)
+    silent = "no reply within visit-deadline = 10 s"
+    assert failures(record[0]) == {"node 3": silent, "node 5": silent}
+    notes = [(line["visit"], entry["site"], entry["note"]) for line in record for entry in line["notes"]]
+    # Which site a node is, it has told by the time that visit 3 has begun.
+    assert [(visit, site, note.split(" came ")[0]) for visit, site, note in notes] == [
+        (2, "node 3", "a reply to visit 1"),
+        (3, 3, "a reply to visit 1"),
+    ]
+    # Their own replies to visit 2 count, and go on from what they did in visit 1, whenever it came.
+    assert [(site["site"], site["started_from"]) for site in record[1]["sites"]] == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert all(site["status"] == "ok" for line in record[1:] for site in line["sites"])
+
+
+def test_a_site_of_which_nothing_was_ever_heard_is_listed_as_well(flat):
+    alone = Faulty(flat | {"num-sites": 3}, lambda visit, site, reply: reply)
+    serve(alone, flat | {"node-deadline": 0.1}, engine="inprocess")
+    for line in lines(flat):
+        assert failures(line) == {3: "no node of this site has ever connected"}
 
 
 def test_where_nobody_says_how_many_sites_there_are_all_take_part(flat):

@@ -22,7 +22,14 @@ from flwr.cli.build import build_fab_from_files
 from flwr.cli.typing import SuperLinkConnection
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
 from flwr.common.serde import fab_to_proto, run_from_proto, user_config_to_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest, StreamLogsRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    StreamLogsRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -56,6 +63,23 @@ class RunState:
     details: str
     waited: float | None
     ran: float | None
+
+
+@dataclass(frozen=True)
+class KnownNode:
+    """A node as the SuperLink knows it.
+
+    Args:
+        node_id: Flower's number.
+        name: given when its key was registered; empty where it registered itself.
+        status: ``registered``, ``online``, ``offline`` or ``unregistered``.
+        public_key: in hexadecimal.
+    """
+
+    node_id: int
+    name: str
+    status: str
+    public_key: str
 
 
 class Control:
@@ -145,6 +169,25 @@ class Control:
         """
         with self._one_line("the SuperLink at {} did not stop the run"):
             self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def nodes(self) -> list[KnownNode]:
+        """List the nodes that are registered.
+
+        Raises:
+            LaunchError: the SuperLink cannot be reached.
+        """
+        with self._one_line("no list of nodes from the SuperLink at {}"):
+            found = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return [KnownNode(node.node_id, node.name, node.status, node.public_key.hex()) for node in found]
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Register the public key of a node, and return the node's number.
+
+        Raises:
+            LaunchError: the SuperLink cannot be reached or refuses.
+        """
+        with self._one_line("the SuperLink at {} did not register the key of " + name):
+            return int(self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name)).node_id)
 
     def close(self) -> None:
         """Close its connections; a log that is being read ends."""

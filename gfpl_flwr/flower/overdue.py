@@ -1,0 +1,39 @@
+"""Replies to visits that went on without them: looked out for, noted when they come, used in none."""
+
+import time
+from collections.abc import Set
+
+from flwr.app import Message
+
+
+class Overdue:
+    """Messages whose replies are still outstanding though their visit is over."""
+
+    def __init__(self) -> None:
+        self._owed: dict[str, tuple[int, int, float]] = {}  # message id to visit, node and when it was given up
+
+    @property
+    def message_ids(self) -> Set[str]:
+        """Ids of the messages."""
+        return self._owed.keys()
+
+    def add(self, message_id: str, *, visit: int, node: int) -> None:
+        """Look out for the reply to a message, from now on."""
+        self._owed[message_id] = visit, node, time.monotonic()
+
+    def note(self, message: Message) -> tuple[int, str] | None:
+        """Say whose late reply this is; None where it tells nothing new.
+
+        Returns:
+            The node, and one line for the record.
+        """
+        answered = message.metadata.reply_to_message_id
+        visit, node, given_up = self._owed[answered]
+        del self._owed[answered]
+        if message.has_error() and message.metadata.src_node_id != node:
+            return None  # Flower's own word: the message has expired, or its node is gone
+        what = "an error" if message.has_error() else "a reply"
+        return (
+            node,
+            f"{what} to visit {visit} came {time.monotonic() - given_up:.0f} s after it was given up; not used",
+        )
