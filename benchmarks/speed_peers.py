@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.data.datasets import normalisation
-from gfpl_flwr.flower.client import open_dataset, partition_of
+from gfpl_flwr.flower.site_setup import open_dataset, partition_of
 
 ROOT = Path(__file__).parents[1]
 SITES = 20

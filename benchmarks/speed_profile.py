@@ -13,7 +13,8 @@ from benchmarks.speed_text import PHASES
 from benchmarks.speed_training import MNIST, sites_of
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Visit
-from gfpl_flwr.flower.client import Ask, answer, open_dataset
+from gfpl_flwr.flower.client import Ask, answer
+from gfpl_flwr.flower.site_setup import open_dataset
 from gfpl_flwr.flower.wire import Order, decode_reply, encode_order
 from gfpl_flwr.training import Descent
 

@@ -24,7 +24,7 @@ from benchmarks.pairs import Pair, Way, compare
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.data.datasets import normalisation
-from gfpl_flwr.flower.client import build_site, initial_model, open_dataset
+from gfpl_flwr.flower.site_setup import build_site, initial_model, open_dataset
 from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, DualClassifier
 from gfpl_flwr.training import Descent, Images, Samples, Site
 

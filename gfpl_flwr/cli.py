@@ -88,7 +88,7 @@ def data(
 
     from gfpl_flwr.algorithms import parse_run
     from gfpl_flwr.data.sites import label_counts
-    from gfpl_flwr.flower.client import open_dataset, partition_of
+    from gfpl_flwr.flower.site_setup import open_dataset, partition_of
 
     with one_line_errors():
         options, _ = parse_run(options_of(config, output_dir=None, data_dir=data_dir))

@@ -16,8 +16,8 @@ from gfpl_flwr.experiments.sheets import latex, markdown, rich_table
 from gfpl_flwr.experiments.sweep import Place, finished, sweep
 from gfpl_flwr.experiments.tables import long_csv, sheets_of
 from gfpl_flwr.experiments.watching import Watching
-from gfpl_flwr.flower.client import open_dataset, partition_of, pick_device
 from gfpl_flwr.flower.launch.place import find_app
+from gfpl_flwr.flower.site_setup import open_dataset, partition_of, pick_device
 
 FOLDER = Path("benchmarks", "experiments")
 

@@ -18,8 +18,8 @@ from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.core.prototypes import GaussianPrototypes
 from gfpl_flwr.core.pseudo import sample
 from gfpl_flwr.experiments.outcomes import SCENE
-from gfpl_flwr.flower.client import build_site, common_test_of, initial_model, open_dataset, partition_of
 from gfpl_flwr.flower.files import read_tensors, write_json
+from gfpl_flwr.flower.site_setup import build_site, common_test_of, initial_model, open_dataset, partition_of
 from gfpl_flwr.flower.state import SiteStore
 from gfpl_flwr.models import DualClassifier
 from gfpl_flwr.training import Features, Images

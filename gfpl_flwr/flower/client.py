@@ -13,22 +13,18 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from gfpl_flwr import seeding
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Algorithm, Reply
 from gfpl_flwr.config import ConfigError, RunConfig
-from gfpl_flwr.data.datasets import ImageDataset, load, normalisation
-from gfpl_flwr.data.partitions import partition
-from gfpl_flwr.data.sites import Indices, SiteIndices, rows_of_each
-from gfpl_flwr.dataset_settings import architecture_of, settings_for
+from gfpl_flwr.data.datasets import ImageDataset
 from gfpl_flwr.flower.hosting import hosted_sites, join_replies
+from gfpl_flwr.flower.node import Node
+from gfpl_flwr.flower.site_setup import build_site, initial_model, open_dataset, pick_device
 from gfpl_flwr.flower.state import SiteStore
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_order, encode_reply
-from gfpl_flwr.models import DROPOUT, FEATURE_DIMS, SplitModel, build_extractor, seeded_init
-from gfpl_flwr.site_names import SiteName
-from gfpl_flwr.training import Images, Site, together
+from gfpl_flwr.models import SplitModel
+from gfpl_flwr.training import Site, together
 
 logger = logging.getLogger("flwr.gfpl")
 
@@ -131,59 +127,6 @@ def _told(outcomes: list[RecordDict | str | None], index: int) -> Iterator[None]
 
 
 @dataclass(frozen=True)
-class Node:
-    """What a node's own configuration says of one site, with the run's for what it leaves out.
-
-    Attributes:
-        site: its ``site`` name, else its ``partition-id``; the number of a hosted site.
-        partition_id, num_partitions: which share of a common data set is this site's.
-        data_dir, state_dir: folders of this node.
-        is_device: whether it has a folder for states of its own, and so keeps every answer: on a network one is lost.
-    """
-
-    site: SiteName
-    partition_id: int | None
-    num_partitions: int
-    data_dir: Path
-    state_dir: Path
-    is_device: bool = False
-
-    @classmethod
-    def of(cls, own: Mapping[str, Any], config: RunConfig, place: int = 0) -> "Node":
-        """Read Flower's ``node_config``, for one site of the node where it hosts several.
-
-        Raises:
-            ConfigError: the node has no identity, or its partition does not exist.
-        """
-        index = own.get("partition-id")
-        if config.sites_per_node > 1:
-            if "site" in own:
-                raise ConfigError(
-                    f"node config: site = {own['site']!r}: leave it out with sites-per-node = "
-                    f"{config.sites_per_node}; hosted sites are known by their numbers"
-                )
-            index = hosted_sites(index, config)[place]
-        site = own.get("site", index)
-        if not isinstance(site, (int, str)) or isinstance(site, bool):
-            raise ConfigError("node config: give site = 'NAME' or partition-id = NUMBER; the site has no identity")
-        count = config.num_sites or int(own.get("num-partitions", 0))
-        if config.partition != "own" and not (isinstance(index, int) and 0 <= index < count):
-            raise ConfigError(
-                f"node config: partition-id = {index!r}: must be an integer below num-sites = {count} "
-                f"when partition = {config.partition!r}"
-            )
-        default_state = Path(config.output_dir) / "site-models"
-        return cls(
-            site=site,
-            partition_id=index if isinstance(index, int) else None,
-            num_partitions=count,
-            data_dir=Path(str(own.get("data-dir", config.data_dir))).expanduser(),
-            state_dir=Path(str(own.get("state-dir", config.state_dir or default_state))).expanduser(),
-            is_device="state-dir" in own,
-        )
-
-
-@dataclass(frozen=True)
 class _Begun:
     """A visit with everything that it needs; without a store it leaves nothing that anybody would need."""
 
@@ -228,7 +171,7 @@ def _begin(ask: Ask) -> _Begun | RecordDict:
     model = copy.deepcopy(initial).to(device)
     keeps = algorithm.remembers or not order.visit.upload or node.is_device
     if keeps:
-        store.reserve(own_state(model))
+        store.reserve(model.state_dict())
     saved = store.load(before=order.visit.index) if algorithm.remembers else None
     if saved is not None:
         model.load_state_dict(dict(saved.model))
@@ -246,134 +189,5 @@ def _finish(visit: _Begun, reply: Reply) -> RecordDict:
         # The last visit, which sends nothing, leaves every site the model that the run was for.
         needed = visit.algorithm.remembers or not order.visit.upload
         # Model and answer reach the disk before the answer leaves: a site never tells what it could forget.
-        visit.store.save(order, own_state(site.model) if needed else {}, content)
+        visit.store.save(order, site.model.state_dict() if needed else {}, content)
     return content
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Return the device a site computes on.
-
-    Raises:
-        ConfigError: cuda was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise ConfigError("device = 'cuda': torch sees no CUDA device here; allowed: auto, cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
-
-
-@lru_cache(maxsize=2)
-def _load(name: str, data_dir: Path, image_size: int, class_names: tuple[str, ...], channels: int) -> ImageDataset:
-    return load(name, data_dir, image_size=image_size, class_names=class_names or None, channels=channels or None)
-
-
-def open_dataset(config: RunConfig, data_dir: Path) -> ImageDataset:
-    """Return the run's data set, memory-mapped and kept open for the process's next visit.
-
-    Raises:
-        DatasetNotFoundError: says where it was looked for and how to get it.
-    """
-    return _load(config.dataset, data_dir, config.image_size, config.class_list, config.image_channels)
-
-
-def initial_model(
-    config: RunConfig, algorithm: Algorithm, image_shape: tuple[int, int, int], num_classes: int
-) -> SplitModel:
-    """Return the model every site starts from: it depends on the run's seed and the shape of the data alone.
-
-    Args:
-        config: the run's options.
-        algorithm: resolved.
-        image_shape: channels, height and width in pixels.
-        num_classes: C.
-    """
-    architecture = architecture_of(config)
-    # Two seeds: layers drawn from one would begin with the same numbers.
-    body, heads = (seeding.derive(config.seed, "initial-model", part) for part in ("extractor", "heads"))
-    extractor = seeded_init(lambda: build_extractor(architecture, image_shape), body)
-    return algorithm.build_model(
-        extractor,
-        FEATURE_DIMS[architecture],
-        num_classes,
-        dropout=DROPOUT[architecture],
-        seed=heads,
-    )
-
-
-def own_state(model: SplitModel) -> Mapping[str, Tensor]:
-    """Return what a site must remember of its model: its weights and buffers."""
-    return model.state_dict()
-
-
-@lru_cache(maxsize=2)
-def partition_of(config: RunConfig, dataset: ImageDataset, num_sites: int) -> list[SiteIndices]:
-    """Return which rows of the common data set each site holds; every site computes the same from the seed."""
-    return partition(
-        dataset,
-        num_sites,
-        scheme=config.partition,
-        seed=seeding.derive(config.seed, "partition"),
-        ways=config.ways,
-        ways_spread=config.ways_spread,
-        shots=config.shots or settings_for(config.dataset).shots,
-        test_shots=config.test_shots,
-        alpha=config.alpha,
-        tail_ratio=config.tail_ratio,
-    )
-
-
-@lru_cache(maxsize=2)
-def common_test_of(config: RunConfig, dataset: ImageDataset) -> Indices | None:
-    """Return the test rows on which every site is tested beside its own; None where none are asked for.
-
-    Raises:
-        ConfigError: a class has too few test images.
-    """
-    if not config.common_test_shots or config.partition == "own":
-        return None
-    seed = seeding.derive(config.seed, "common-test")
-    try:
-        return rows_of_each(dataset.test_labels.numpy(), dataset.num_classes, config.common_test_shots, seed=seed)
-    except ValueError as error:
-        raise ConfigError(f"common-test-shots = {config.common_test_shots}: {error}") from None
-
-
-def build_site(
-    config: RunConfig,
-    dataset: ImageDataset,
-    model: SplitModel,
-    key: SiteName,
-    index: int | None,
-    num_sites: int,
-    device: torch.device,
-) -> Site:
-    """Return a site with its share of the data on its device.
-
-    Args:
-        config: the run's options.
-        dataset: the common data set, or the node's own when ``partition = "own"``.
-        model: the site's model.
-        key: number or name of the site.
-        index: number of its share; None when the data is its own.
-        num_sites: S, number of shares.
-        device: where the site computes.
-    """
-    share = None if config.partition == "own" or index is None else partition_of(config, dataset, num_sites)[index]
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in normalisation(config.dataset))
-
-    def images(pixels: Tensor, labels: Tensor, rows: Any) -> Images:
-        chosen = slice(None) if rows is None else torch.as_tensor(rows)
-        return Images(pixels[chosen].to(device), labels[chosen].to(device), mean, std)
-
-    preset = settings_for(config.dataset)
-    common = common_test_of(config, dataset)
-    return Site(
-        key=key,
-        model=model,
-        train=images(dataset.train_images, dataset.train_labels, share and share.train),
-        test=images(dataset.test_images, dataset.test_labels, share and share.test),
-        common=None if common is None else images(dataset.test_images, dataset.test_labels, common),
-        config=config,
-        batch_size=config.batch_size or (32 if architecture_of(config) == "resnet18" else preset.batch_size),
-        augment=preset.augment if config.augment == "auto" else config.augment == "crop-flip",
-    )

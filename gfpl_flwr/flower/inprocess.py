@@ -24,10 +24,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from gfpl_flwr.algorithms import parse_run
-from gfpl_flwr.flower.client import Ask, answer, pick_device, reply_to
+from gfpl_flwr.flower.client import Ask, answer, reply_to
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run
+from gfpl_flwr.flower.site_setup import pick_device
 
 RUN_ID = 1
 DEFAULT_SITES = 20

@@ -14,9 +14,9 @@ from gfpl_flwr.algorithms.base import Algorithm
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.dataset_settings import architecture_of, image_shape_of, num_classes_of
-from gfpl_flwr.flower.client import initial_model, open_dataset
 from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
+from gfpl_flwr.flower.site_setup import initial_model, open_dataset
 from gfpl_flwr.flower.strategy import GFPLStrategy, VisitStrategy
 from gfpl_flwr.models import FEATURE_DIMS, SplitModel
 

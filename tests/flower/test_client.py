@@ -12,9 +12,10 @@ from flwr.app import Message
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Visit
 from gfpl_flwr.data.datasets import ImageDataset
-from gfpl_flwr.flower.client import SITE_FAILED, build_site, initial_model, open_dataset
+from gfpl_flwr.flower.client import SITE_FAILED
 from gfpl_flwr.flower.files import read_tensors
 from gfpl_flwr.flower.inprocess import InProcessGrid
+from gfpl_flwr.flower.site_setup import build_site, initial_model, open_dataset
 from gfpl_flwr.flower.wire import Order, decode_reply, encode_order
 from gfpl_flwr.training import Counts, Site
 

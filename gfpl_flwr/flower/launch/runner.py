@@ -11,13 +11,13 @@ from pathlib import Path
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.config import Scalar
-from gfpl_flwr.flower.client import open_dataset, partition_of
 from gfpl_flwr.flower.files import write_json
 from gfpl_flwr.flower.inprocess import DEFAULT_SITES, run_in_process
 from gfpl_flwr.flower.launch.place import Place, choose, opened
 from gfpl_flwr.flower.launch.superlink import SuperLink
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import CONFIG, SUMMARY, RunFolder, run_path
+from gfpl_flwr.flower.site_setup import open_dataset, partition_of
 
 Listener = Callable[[Mapping[str, Scalar], Progress], None]
 
