@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from gfpl_flwr.flower.doctor import machine, rehearsal, server
 from gfpl_flwr.flower.doctor.findings import Finding, carried_out
@@ -178,6 +179,15 @@ def test_the_data_are_counted_by_class_and_an_empty_one_is_named(tmp_path):
     (finding,) = machine.data({"dataset": f"folder:{images}", "image-size": 16}, tmp_path / "data")
     assert finding.passed
     assert finding.found == "12 images to train on: cat 4, dog 8, none 0; 3 to test on; none of none"
+
+
+def test_what_the_doctor_prepares_is_what_the_first_visit_reads(tmp_path):
+    images = pictures(tmp_path / "images", {"cat": 5, "dog": 10})
+    options = {"dataset": f"folder:{images}", "image-size": 16, "image-channels": 3}
+    (finding,) = machine.data(options, tmp_path / "data")
+    assert finding.passed
+    (prepared,) = (tmp_path / "data").glob("*.safetensors")
+    assert load_file(prepared)["train_images"].shape[1:] == (3, 16, 16)
 
 
 @pytest.mark.parametrize("spoil", ["empty", "gone", "broken"])

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.config import ConfigError, Scalar
-from gfpl_flwr.data.datasets import load
 from gfpl_flwr.flower.doctor.findings import Finding
+from gfpl_flwr.flower.site_setup import open_dataset
 
 MEMORY_NEEDED = 700
 """MB that SuperNode, SuperExec and a ClientApp with a site of some thousand small images take (docs/devices.md)."""
@@ -101,7 +101,7 @@ def data(options: dict[str, Scalar], data_dir: Path) -> Iterator[Finding]:
     """Check the data set by preparing it, as the first visit would, and count its classes."""
     try:
         config, _ = parse_run(options)
-        images = load(config.dataset, data_dir, image_size=config.image_size, class_names=config.class_list or None)
+        images = open_dataset(config, data_dir)
     except (ConfigError, ValueError) as error:
         yield Finding("data", False, " ".join(str(error).split()), "see docs/devices.md, the folder of images")
         return
