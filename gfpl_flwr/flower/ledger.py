@@ -61,6 +61,11 @@ class Ledger:
         """Sites that answered or failed so far."""
         return len(self.good) + len(self.failures)
 
+    @property
+    def names(self) -> set[SiteName]:
+        """Sites that answered or failed so far; of a node that never said which they are, its own name."""
+        return self.good.keys() | {name for name, _ in self.failures}
+
     def accuracy(self, head: str) -> tuple[float | None, float | None]:
         """Return unweighted mean and standard deviation over sites of the latest accuracy; None without one.
 

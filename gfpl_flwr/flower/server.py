@@ -80,12 +80,12 @@ def run(
     try:
         strategy.start(grid)
     except KeyboardInterrupt:
-        folder.finish("interrupted", "stopped by the user", sites=strategy.expected)
+        folder.finish("interrupted", "stopped by the user", sites=strategy.attendance.expected)
         raise
     except Exception as error:
-        folder.finish("failed", f"{type(error).__name__}: {error}", sites=strategy.expected)
+        folder.finish("failed", f"{type(error).__name__}: {error}", sites=strategy.attendance.expected)
         raise
-    folder.finish("completed", sites=strategy.expected)
+    folder.finish("completed", sites=strategy.attendance.expected)
     return folder
 
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Reply
 from gfpl_flwr.data.datasets import load
+from gfpl_flwr.flower.attendance import QuorumError
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.ledger import latest_accuracy
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run as serve
-from gfpl_flwr.flower.strategy import GFPLStrategy, QuorumError
+from gfpl_flwr.flower.strategy import GFPLStrategy
 from gfpl_flwr.models import FEATURE_DIMS
 from gfpl_flwr.training import Counts
 

@@ -14,6 +14,7 @@ from gfpl_flwr.algorithms import ALGORITHMS, parse_run
 from gfpl_flwr.algorithms.base import Reply, Visit
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import ConfigError
+from gfpl_flwr.flower.attendance import QuorumError
 from gfpl_flwr.flower.client import SITE_FAILED
 from gfpl_flwr.flower.hosting import downloads, failure_in, hosted_sites, join_replies, split_reply, uploads
 from gfpl_flwr.flower.inprocess import InProcessGrid, run_in_process
@@ -23,7 +24,6 @@ from gfpl_flwr.flower.launch.place import Place
 from gfpl_flwr.flower.launch.runner import Plan, execute
 from gfpl_flwr.flower.node import Node
 from gfpl_flwr.flower.server import run as serve
-from gfpl_flwr.flower.strategy import QuorumError
 from gfpl_flwr.flower.tensors import Size, size_of
 from gfpl_flwr.flower.wire import Order, SiteReply, decode_reply, encode_order, encode_reply
 

@@ -11,9 +11,9 @@ from flwr.app import Array, Error, Message
 from safetensors.torch import load_file
 
 from gfpl_flwr.config import ConfigError
+from gfpl_flwr.flower.attendance import QuorumError
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.server import run as serve
-from gfpl_flwr.flower.strategy import QuorumError
 
 
 class Faulty(InProcessGrid):

@@ -1,0 +1,115 @@
+"""Who takes part in a run: the connected nodes, the sites that each of them hosts, and how many must answer."""
+
+import math
+import time
+from collections.abc import Sequence, Set
+
+from flwr.serverapp import Grid
+
+from gfpl_flwr.config import RunConfig
+from gfpl_flwr.flower.hosting import hosted_sites
+from gfpl_flwr.site_names import SiteName
+
+SETTLED_AFTER = 3.0
+"""Seconds without a new node after which their number counts as settled."""
+
+
+class QuorumError(RuntimeError):
+    """Too few sites answered; what was computed before is kept and can be resumed."""
+
+
+class Attendance:
+    """The nodes of a run and their sites, as far as the server knows them.
+
+    Attributes:
+        expected: number of sites: the configured one, else that of the nodes that have been connected at once.
+        sites: node id to the sites that it said, truthfully, it hosts.
+        finished: site to the last visit that it answered.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.expected = config.num_sites
+        self.sites: dict[int, Sequence[SiteName]] = {}
+        self.finished: dict[SiteName, int] = {}
+        self._titles: dict[int, str] = {}  # node id to the name under which its key was registered
+
+    @property
+    def quorum(self) -> int:
+        """How many sites must answer; 0.28 of 25 are 7, though the product of the floats is above it."""
+        return max(1, math.ceil(self.config.quorum * self.expected - 1e-9))
+
+    def wait(self, grid: Grid) -> list[int]:
+        """Wait for every node before the first visit, later only for a quorum: a dead node delays nothing.
+
+        Returns:
+            The ids of the nodes that are connected, sorted.
+
+        Raises:
+            QuorumError: they are too few when ``node-deadline`` is over.
+        """
+        start = time.monotonic()
+        wanted = self._nodes_of(self.quorum if self.sites else max(1, self.expected))
+        nodes, since = sorted(grid.get_node_ids()), start
+        while time.monotonic() - start < self.config.node_deadline:
+            # Where nobody said how many there will be, nodes may still be on their way.
+            settled = self.expected > 0 or time.monotonic() - since >= SETTLED_AFTER
+            if len(nodes) >= wanted and settled:
+                break
+            time.sleep(0.1)
+            before, nodes = nodes, sorted(grid.get_node_ids())
+            since = since if nodes == before else time.monotonic()
+        if not self.config.num_sites:
+            self.expected = max(self.expected, len(nodes))
+        if len(nodes) < self._nodes_of(self.quorum):
+            each = self.config.sites_per_node
+            shared = f" / sites-per-node = {self._nodes_of(self.expected)}" if each > 1 else ""
+            raise QuorumError(
+                f"{len(nodes)} of {self._nodes_of(self.expected) or 'any'} nodes connected within node-deadline = "
+                f"{self.config.node_deadline:g} s, quorum = {self.config.quorum:g}; "
+                f"in simulation num-supernodes must be num-sites{shared}"
+            )
+        self._titles |= {node.node_id: node.name for node in grid.get_nodes() if node.name}
+        return nodes
+
+    def names(self, node: int) -> Sequence[SiteName]:
+        """Return the sites of a node; before it has said which they are, its own name for each."""
+        return self.sites.get(node, [f"node {self._titles.get(node, node)}"] * self.config.sites_per_node)
+
+    def hosted(self, site: SiteName, node: int, place: int) -> Sequence[SiteName]:
+        """Return the sites of the node that a site is of.
+
+        Args:
+            site: that the node says it is.
+            node: its id.
+            place: the site's among those of its node.
+
+        Raises:
+            ValueError: the node, or its place in it, is another site's.
+        """
+        each = self.config.sites_per_node
+        hosted: Sequence[SiteName] = self.sites.get(node, ())
+        if not hosted and each == 1:
+            hosted = [site]
+        elif not hosted:
+            if not isinstance(site, int) or not 0 <= site < self.expected:
+                raise ValueError(f"says it is site {site}, expected a number below num-sites = {self.expected}")
+            hosted = hosted_sites(site // each, self.config)
+        if place >= len(hosted):
+            raise ValueError(f"says it is site {site}, but its node hosts no more than {len(hosted)} sites")
+        if hosted[place] != site:
+            raise ValueError(f"says it is site {site}, but it was site {hosted[place]}")
+        return hosted
+
+    def strangers(self, heard: Set[SiteName]) -> list[SiteName]:
+        """Return the sites that were announced and are not among those of which something was heard."""
+        missing = self.expected - len(heard)
+        if missing <= 0:
+            return []
+        numbers = set(range(self.expected)) - heard
+        if self.config.partition != "own" and len(numbers) == missing:
+            return sorted(numbers)
+        return [f"{missing} more"]  # their names are known to them alone
+
+    def _nodes_of(self, sites: int) -> int:
+        return -(-sites // self.config.sites_per_node)
