@@ -1,19 +1,17 @@
 """What the methods in which weights travel have in common: a visit a round, weights up, their mean down."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit, every_round
+from gfpl_flwr.algorithms.checks import check_like
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.models import SplitModel
 from gfpl_flwr.training import Counts, Site, Steps, evaluate
-
-LARGEST = 1e9
-"""Largest magnitude of a number that a server accepts; weights and statistics stay far below."""
 
 
 class ModelAveraging(Algorithm):
@@ -94,26 +92,6 @@ class ModelAveraging(Algorithm):
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Average by samples; without a sample the old state stays."""
         return dict(state) | weighted_mean(replies, self.expected(state))
-
-
-def check_like(tensors: Tensors, wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of other names, dtypes or shapes than wanted, or with numbers that are not finite or too large.
-
-    Raises:
-        ValueError: names the tensor, what was expected and what came.
-    """
-    if tensors.keys() != wanted.keys():
-        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise ValueError(f"expected the tensors of the model: missing {missing[:5]}, unknown {unknown[:5]}")
-    for name, like in wanted.items():
-        values = tensors[name]
-        if values.dtype != like.dtype or values.shape != like.shape:
-            raise ValueError(
-                f"{name} must be {like.dtype} {tuple(like.shape)}, it is {values.dtype} {tuple(values.shape)}"
-            )
-        largest = float(values.abs().max()) if values.numel() else 0.0
-        if not largest <= LARGEST:  # not a number is not
-            raise ValueError(f"{name} must be finite and at most {LARGEST:g}, the largest is {largest:g}")
 
 
 def weighted_mean(replies: Sequence[Reply], names: Sequence[str]) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gfpl_flwr.algorithms.averaging import LARGEST
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit, every_round
+from gfpl_flwr.algorithms.checks import check_means
 from gfpl_flwr.config import RunConfig, option
 from gfpl_flwr.core.losses import cross_entropy
 from gfpl_flwr.models import SplitModel
@@ -132,25 +132,3 @@ def class_means(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     sums = torch.zeros(len(classes), features.shape[1], dtype=torch.float64).index_add_(0, place, features.double())
     counts = torch.bincount(place, minlength=len(classes))
     return {"labels": classes, "means": (sums / counts[:, None]).float()}
-
-
-def check_means(tensors: Tensors, *, feature_dim: int, num_classes: int | None) -> None:
-    """Refuse anything but labels (n,) int64, each once, and finite float32 means (n, D).
-
-    Raises:
-        ValueError: says what was expected and what came.
-    """
-    if tensors.keys() != {"labels", "means"}:
-        raise ValueError(f"expected the tensors labels and means, got {', '.join(sorted(tensors)) or 'none'}")
-    labels, means = tensors["labels"], tensors["means"]
-    if labels.dtype != torch.int64 or labels.ndim != 1 or means.dtype != torch.float32:
-        raise ValueError(f"labels must be int64 (n,) and means float32, they are {labels.dtype} and {means.dtype}")
-    if means.shape != (len(labels), feature_dim):
-        raise ValueError(f"means must be {(len(labels), feature_dim)}, they are {tuple(means.shape)}")
-    if len(set(labels.tolist())) != len(labels) or (len(labels) and int(labels.min()) < 0):
-        raise ValueError(f"labels must be >= 0 and each come once, they are {labels.tolist()[:20]}")
-    if num_classes is not None and len(labels) and int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must be below {num_classes}, the largest is {int(labels.max())}")
-    largest = float(means.abs().max()) if means.numel() else 0.0
-    if not largest <= LARGEST:
-        raise ValueError(f"means must be finite and at most {LARGEST:g}, the largest is {largest:g}")

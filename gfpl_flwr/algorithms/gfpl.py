@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gfpl_flwr import seeding
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Tensors, Visit
+from gfpl_flwr.algorithms.checks import check_bank
 from gfpl_flwr.config import ConfigError, RunConfig, option
 from gfpl_flwr.core.compression import PRECISIONS, compress, decompress
 from gfpl_flwr.core.etf import simplex_etf
@@ -46,19 +47,6 @@ from gfpl_flwr.training import (
     evaluate,
     local_rounds,
 )
-
-LARGEST = {"counts": 1e9, "means": 1e6, "variances": 1e9}
-"""Largest magnitudes a server accepts; features of trained networks stay far below."""
-
-
-@torch.no_grad()
-def mean_cosine(model: DualClassifier, features: Tensor, labels: Tensor) -> float:
-    """Return the mean cosine between projected features (N, D) and the vertices of their classes, part by part."""
-    vertices, total = model.etf.cpu().T, 0.0
-    # All N at once would be a small device's largest allocation.
-    for part, classes in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
-        total += float((model.projected(part.to(model.etf.device)).cpu() * vertices[classes]).double().sum())
-    return total / len(labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +204,7 @@ class GFPL(Algorithm):
         bank = yield ClassMixtures(site, "prototypes", features, labels, floor, options)
         found = {"suppressed_classes": float(len(torch.unique(labels)) - len(bank.classes))}
         if isinstance(site.model, DualClassifier) and len(labels):
-            found["etf_cosine"] = mean_cosine(site.model, features, labels)
+            found["etf_cosine"] = site.model.mean_cosine(features, labels)
         if not self.share_counts:
             bank = dataclasses.replace(bank, counts=bank.weights)
         return bank, found
@@ -261,26 +249,13 @@ class GFPL(Algorithm):
 
         Whatever passes can be fused in float32: one site's numbers cannot make the others' overflow.
         """
-        bank = decompress(reply.tensors, self.precision)
-        for name in ("counts", "means", "variances"):
-            values: Tensor = getattr(bank, name)
-            if values.dtype != torch.float32:
-                raise ValueError(f"{name} must be float32, they are {values.dtype}")
-            if len(bank) and values.abs().max() > LARGEST[name]:
-                raise ValueError(f"{name} must be at most {LARGEST[name]:g}, the largest is {values.abs().max():g}")
-        if bank.dim != feature_dim:
-            raise ValueError(f"means must have {feature_dim} dimensions, these have {bank.dim}")
-        if num_classes is not None and len(bank) and int(bank.labels.max()) >= num_classes:
-            raise ValueError(f"labels must be below {num_classes}, the largest is {int(bank.labels.max())}")
-        whole = reply.samples if self.share_counts else 1
-        for label in bank.classes:
-            counts = bank.counts[bank.labels == label]
-            if len(counts) > self.num_components:
-                raise ValueError(
-                    f"class {label} has {len(counts)} components, at most {self.num_components} were asked for"
-                )
-            if float(counts.sum()) > whole * 1.001:
-                raise ValueError(f"class {label} counts {float(counts.sum()):g} samples, the site has {whole}")
+        check_bank(
+            decompress(reply.tensors, self.precision),
+            feature_dim=feature_dim,
+            num_classes=num_classes,
+            num_components=self.num_components,
+            samples=reply.samples if self.share_counts else 1,
+        )
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Fuse the components of all sites (Algorithm 1); without any component the old state stays."""

@@ -1,5 +1,6 @@
 """A classifier as extractor and heads, and the dual classifier of GFPL."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,6 +94,15 @@ class DualClassifier(SplitModel):
         """Return what the hybrid loss needs: logits (B, C) and W_p z (B, P), which the loss normalises."""
         projected = self.projection(features)
         return self.logits(features if self.on_features else F.normalize(projected, dim=-1, eps=1e-12)), projected
+
+    @torch.no_grad()
+    def mean_cosine(self, features: Tensor, labels: Tensor) -> float:
+        """Return the mean cosine between projected features (N, D) and the vertices of their classes (N,)."""
+        vertices, total = self.etf.cpu().T, 0.0
+        # All N at once would be a small device's largest allocation.
+        for part, classes in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
+            total += float((self.projected(part.to(self.etf.device)).cpu() * vertices[classes]).double().sum())
+        return total / len(labels)
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Return the scores (B, C) of the three inference heads for features (B, D)."""

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gfpl_flwr.algorithms.averaging import check_like, weighted_mean
+from gfpl_flwr.algorithms.averaging import weighted_mean
 from gfpl_flwr.algorithms.base import Reply, Visit, every_round
+from gfpl_flwr.algorithms.checks import check_like
 from gfpl_flwr.algorithms.fedavg import FedAvg
 from gfpl_flwr.models import SplitModel, build_extractor, seeded_init
 from gfpl_flwr.training import Descent

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gfpl_flwr.algorithms.base import Reply, Visit
-from gfpl_flwr.algorithms.fedproto import FedProto, check_means, class_means
+from gfpl_flwr.algorithms.checks import check_means
+from gfpl_flwr.algorithms.fedproto import FedProto, class_means
 
 
 class Identity(torch.nn.Module):

@@ -299,9 +299,9 @@ def changed(**arrays: torch.Tensor) -> Reply:
         (changed(labels=torch.tensor([-1])), "labels"),
         (changed(labels=torch.tensor([0, 1])), "labels"),
         (changed(means=torch.ones(1, 4), variances=torch.ones(1, 4)), "3 dimensions, these have 4"),
-        (changed(means=torch.full((1, 3), 1e30)), "means must be at most 1e\\+06"),
-        (changed(variances=torch.full((1, 3), 3e38)), "variances must be at most 1e\\+09"),
-        (changed(counts=torch.tensor([3e38])), "counts must be at most 1e\\+09"),
+        (changed(means=torch.full((1, 3), 1e30)), "means must be finite and at most 1e\\+06"),
+        (changed(variances=torch.full((1, 3), 3e38)), "variances must be finite and at most 1e\\+09"),
+        (changed(counts=torch.tensor([3e38])), "counts must be finite and at most 1e\\+09"),
         (changed(counts=torch.tensor([41.0])), "class 0 counts 41 samples, the site has 40"),
         (reply_of([0] * 3, [1.0] * 3, [[0.0] * 3] * 3), "class 0 has 3 components, at most 2"),
         (
