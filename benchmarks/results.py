@@ -11,12 +11,13 @@ import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gfpl_flwr.experiments.cells import OURS, Cells, common, own
 from gfpl_flwr.experiments.design import Experiment, Part, read_experiment
 from gfpl_flwr.experiments.figures import figures_of
 from gfpl_flwr.experiments.outcomes import Outcome, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import Sheet, markdown
 from gfpl_flwr.experiments.spread import Interval
-from gfpl_flwr.experiments.tables import OURS, Cells, common, own, sheets_of, signed, verdicts
+from gfpl_flwr.experiments.tables import sheets_of, signed, verdicts
 from gfpl_flwr.report.formatting import NOTHING, human_bytes
 
 ROOT = Path(__file__).parents[1]

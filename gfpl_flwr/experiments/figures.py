@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
+from gfpl_flwr.experiments.cells import OURS, Cells, Measure, common, own, sent
 from gfpl_flwr.experiments.design import Part
 from gfpl_flwr.experiments.figure_parts import (
     Dot,
@@ -25,7 +27,6 @@ from gfpl_flwr.experiments.figure_parts import (
     styles,
 )
 from gfpl_flwr.experiments.outcomes import Outcome
-from gfpl_flwr.experiments.tables import OURS, Cells, common, middle, own
 from gfpl_flwr.report.drawing import (
     GRID,
     INK,
@@ -64,25 +65,20 @@ def figures_of(part: Part, outcomes: Mapping[str, Outcome], folder: Path) -> Ite
             continue
         for name, draw in draws.get(part.show, {}).items():
             figure = draw(cells)
-            stem = "-".join([part.name, *(value.lower().replace(" ", "-") for value in page.values()), name])
             for suffix in (".png", ".svg"):
-                yield save(figure, folder / f"{stem}{suffix}")
+                yield save(figure, folder / f"{cells.stem(name)}{suffix}")
 
 
 def curves_figure(cells: Cells) -> Figure:
     """Draw accuracy by round of every method, means over seeds; GFPL with one standard deviation over sites."""
-    column = middle(cells)
+    column = cells.middle
     with context(["default", STYLE]):
         fig, ax = canvas(8.0, 4.8)
         curves, names, ends = [], [], []
         rows = cells.of("rows")
         for row, style in zip(rows, styles(rows, ours=OURS), strict=True):
             line = {key: style[key] for key in ("color", "linestyle", "linewidth")}
-            found = [
-                cells.outcomes[its.key]
-                for its in cells.planned(rows=row, columns=column)
-                if its.key in cells.outcomes
-            ]
+            found = cells.finished(rows=row, columns=column)
             if not found:
                 continue
             length = min(len(its.curve) for its in found)
@@ -100,7 +96,7 @@ def curves_figure(cells: Cells) -> Figure:
         told = f"{column}; means over sites and seeds; band: ± 1 standard deviation over sites of {OURS}"
         write_titles(
             ax,
-            f"Accuracy by round · {', '.join(cells.page.values())}",
+            f"Accuracy by round · {cells.where}",
             told + ("; first rounds below the axis" if cut else ""),
         )
         ax.set_xlabel("Local round")
@@ -113,26 +109,15 @@ def curves_figure(cells: Cells) -> Figure:
 
 def tradeoff_figure(cells: Cells) -> Figure:
     """Draw final accuracy against all that was sent, a point for each method, with 95 % intervals over seeds."""
-    column = middle(cells)
     with context(["default", STYLE]):
         fig, ax = canvas(8.0, 4.8)
-        points, names = [], []
-        rows = cells.of("rows")
-        for row, style in zip(rows, styles(rows, ours=OURS), strict=True):
-            point = style | {"linestyle": "none", "markeredgecolor": "white"}
-            value = cells.interval(own, rows=row, columns=column)
-            sent = cells.interval(lambda its: its.up[0] + its.down[0], rows=row, columns=column)
-            if not value.count:
-                continue
-            ax.errorbar(sent.mean, value.mean, yerr=reaching(value), **point, capsize=3, zorder=4)
-            points.append((sent.mean, value.mean))
-            names.append(Label(f"{row} {value.mean:.1f} %", point))
-        byte_axis(ax, np.array([sent for sent, _ in points]))
-        percent_limits(ax, [value for _, value in points])
+        points, names = _scatter(ax, cells, sent, own, bars_across=False)
+        byte_axis(ax, np.array([x for x, _ in points]))
+        percent_limits(ax, [y for _, y in points])
         write_titles(
             ax,
-            f"Accuracy against data sent · {', '.join(cells.page.values())}",
-            f"{column}; whole run, all sites, both ways; bars: 95 % interval over seeds",
+            f"Accuracy against data sent · {cells.where}",
+            f"{cells.middle}; whole run, all sites, both ways; bars: 95 % interval over seeds",
         )
         ax.set_xlabel("Data sent in the whole run (log scale)")
         ax.set_ylabel("Accuracy on own classes (%)")
@@ -142,31 +127,45 @@ def tradeoff_figure(cells: Cells) -> Figure:
 
 def reach_figure(cells: Cells) -> Figure:
     """Draw accuracy on classes that a site never saw against accuracy on its own, a point for each method."""
-    column = middle(cells)
     with context(["default", STYLE]):
         fig, ax = canvas(8.0, 4.8)
         ax.grid(axis="x")
-        points, names = [], []
-        rows = cells.of("rows")
-        for row, style in zip(rows, styles(rows, ours=OURS), strict=True):
-            point = style | {"linestyle": "none", "markeredgecolor": "white"}
-            x = cells.interval(own, rows=row, columns=column)
-            y = cells.interval(common("unseen"), rows=row, columns=column)
-            if not (x.count and y.count):
-                continue
-            ax.errorbar(x.mean, y.mean, xerr=reaching(x), yerr=reaching(y), **point, capsize=3, zorder=4)
-            points.append((x.mean, y.mean))
-            names.append(Label(f"{row} {y.mean:.1f} %", point))
+        points, names = _scatter(ax, cells, own, common("unseen"), bars_across=True)
         ax.set_ylim(-3, 103)
         write_titles(
             ax,
-            f"Classes a site never saw · {', '.join(cells.page.values())}",
-            f"{column}; at the end of the run; bars: 95 % interval over seeds",
+            f"Classes a site never saw · {cells.where}",
+            f"{cells.middle}; at the end of the run; bars: 95 % interval over seeds",
         )
         ax.set_xlabel("Accuracy on own classes (%)")
         ax.set_ylabel("Accuracy on classes never seen (%)")
         label_right(fig, ax, points, names)
         return fig
+
+
+def _scatter(
+    ax: Axes, cells: Cells, across: Measure, up: Measure, *, bars_across: bool
+) -> tuple[list[tuple[float, float]], list[Label]]:
+    """Draw a point for every method that has both measures; return the points and their labels, in percent of y.
+
+    Args:
+        ax: where.
+        cells: of a page.
+        across, up: measures on the axes.
+        bars_across: whether intervals over seeds are drawn along both axes, not only upwards.
+    """
+    points, names = [], []
+    rows = cells.of("rows")
+    for row, style in zip(rows, styles(rows, ours=OURS), strict=True):
+        point = style | {"linestyle": "none", "markeredgecolor": "white"}
+        x, y = (cells.interval(measure, rows=row, columns=cells.middle) for measure in (across, up))
+        if not (x.count and y.count):
+            continue
+        across_bar = reaching(x) if bars_across else None
+        ax.errorbar(x.mean, y.mean, xerr=across_bar, yerr=reaching(y), **point, capsize=3, zorder=4)
+        points.append((x.mean, y.mean))
+        names.append(Label(f"{row} {y.mean:.1f} %", point))
+    return points, names
 
 
 def spread_figure(cells: Cells) -> Figure:
@@ -205,14 +204,14 @@ def sweep_figure(cells: Cells) -> Figure:
             left, right = axes[2 * place], axes[2 * place + 1]
             colour = line_styles(len(lines))[place]["color"]
             values = [cells.interval(own, x=x, lines=line) for x in steps]
-            sent = [cells.interval(lambda its: (its.up[0] + its.down[0]) / 1e6, x=x, lines=line) for x in steps]
+            sizes = [cells.interval(sent, x=x, lines=line) for x in steps]
             known = [i for i, value in enumerate(values) if value.count]
             halves = np.hstack([reaching(values[i]) for i in known])
             left.errorbar(
                 places[known], [values[i].mean for i in known], yerr=halves, color=colour, marker="o", capsize=3
             )
-            right.plot(places[known], [sent[i].mean for i in known], color=colour, marker="o")
-            right.set_ylim(0, 1.15 * max([sent[i].mean for i in known], default=1.0) or 1.0)
+            right.plot(places[known], [sizes[i].mean / 1e6 for i in known], color=colour, marker="o")
+            right.set_ylim(0, 1.15 * max([sizes[i].mean / 1e6 for i in known], default=1.0) or 1.0)
             left.set_ylabel(f"{line}\naccuracy (%)")
             right.set_ylabel("whole run (MB)")
             for ax in (left, right):

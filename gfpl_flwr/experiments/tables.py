@@ -1,98 +1,15 @@
 """The tables of an experiment, from the outcomes of its runs alone."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
-from gfpl_flwr.experiments.design import Part, Planned
+from gfpl_flwr.experiments.cells import OURS, Cells, common, own, scalars_a_round, sent, site_std, trained
+from gfpl_flwr.experiments.design import Part
 from gfpl_flwr.experiments.outcomes import Outcome
 from gfpl_flwr.experiments.sheets import Sheet, csv
 from gfpl_flwr.experiments.spread import Interval, interval, paired
 from gfpl_flwr.report.formatting import NOTHING, human_bytes
-
-Measure = Callable[[Outcome], float | None]
-OURS = "GFPL"
-"""The method that the others are set beside, in a part that has a row of this name."""
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Outcomes of a part on one page, by the values of its axes.
-
-    Attributes:
-        part: of the experiment.
-        page: values of the axes without a role.
-        outcomes: of all runs, by key.
-    """
-
-    part: Part
-    page: Mapping[str, str]
-    outcomes: Mapping[str, Outcome]
-
-    def planned(self, **roles: str) -> list[Planned]:
-        """Return the runs of a cell, by the values that axes have in their roles."""
-        wanted = {self.part.roles[role]: value for role, value in roles.items()}
-        return [its for its in self.on_page() if all(its.cell[axis] == value for axis, value in wanted.items())]
-
-    def on_page(self) -> list[Planned]:
-        """Return the runs of the page."""
-        return [its for its in self.part.planned if all(its.cell[axis] == name for axis, name in self.page.items())]
-
-    def values(self, measure: Measure, **roles: str) -> dict[int, float]:
-        """Return a number of every finished run of a cell by its seed."""
-        found = {}
-        for its in self.planned(**roles):
-            outcome = self.outcomes.get(its.key)
-            value = measure(outcome) if outcome is not None else None
-            if value is not None and not math.isnan(value):
-                found[its.seed] = value
-        return found
-
-    def interval(self, measure: Measure, **roles: str) -> Interval:
-        """Return mean and interval over the seeds of a cell."""
-        return interval(list(self.values(measure, **roles).values()))
-
-    def of(self, role: str) -> list[str]:
-        """Return the values of the axis in a role."""
-        return list(self.part.axes[self.part.roles[role]])
-
-
-def middle(cells: Cells) -> str:
-    """Return the value of the columns that is shown where there is room for but one."""
-    columns = cells.of("columns")
-    return columns[len(columns) // 2]
-
-
-def own(outcome: Outcome) -> float:
-    """Return the accuracy on a site's own classes at the end, in percent, mean over sites."""
-    return 100 * outcome.accuracy[outcome.head][0]
-
-
-def site_std(outcome: Outcome) -> float:
-    """Return its standard deviation over sites, in points."""
-    return 100 * outcome.accuracy[outcome.head][1]
-
-
-def trained(outcome: Outcome) -> float:
-    """Return the accuracy on a site's own classes after the last local training, in percent."""
-    return 100 * outcome.trained
-
-
-def common(share: str) -> Measure:
-    """Return the measure of the accuracy on ``all``, ``seen`` or ``unseen`` classes at the end, in percent."""
-
-    def measure(outcome: Outcome) -> float | None:
-        value = outcome.final(share)
-        return None if value is None else 100 * value
-
-    return measure
-
-
-def scalars_a_round(outcome: Outcome) -> float:
-    """Return thousands of numbers that all sites together send up, a round."""
-    return outcome.up[2] / 1000 / max(1, outcome.curve[-1][0])
 
 
 def sheets_of(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[Sheet]:
@@ -142,14 +59,6 @@ def long_csv(part: Part, outcomes: Mapping[str, Outcome]) -> str:
     return csv(columns, rows)
 
 
-def _where(cells: Cells) -> str:
-    return ", ".join(cells.page.values())
-
-
-def _name(cells: Cells, what: str) -> str:
-    return "-".join([cells.part.name, *(value.lower().replace(" ", "-") for value in cells.page.values()), what])
-
-
 def _told(value: Interval, digits: int = 2) -> str:
     if not value.count:
         return NOTHING
@@ -187,7 +96,7 @@ def _methods(cells: Cells) -> Iterator[Sheet]:
 
 def _accuracy(cells: Cells) -> Sheet:
     """Accuracy on own classes, method by setting, and what the paper has."""
-    columns, where = cells.of("columns"), _where(cells)
+    columns = cells.of("columns")
     paper = cells.part.paper.get("accuracy", {})
     rows = []
     for row in cells.of("rows"):
@@ -219,14 +128,14 @@ def _accuracy(cells: Cells) -> Sheet:
     )
     if any(key.startswith("/".join(cells.page.values())) for key in paper):
         notes.append("In brackets: the paper's number.")
-    title = f"{cells.part.title}: own classes" + (f", {where}" if where else "")
+    title = f"{cells.part.title}: own classes" + (f", {cells.where}" if cells.page else "")
     heads = [cells.part.roles["rows"], *columns, "std", "to 99 %"]
-    return Sheet(_name(cells, "accuracy"), title, heads, rows, notes)
+    return Sheet(cells.stem("accuracy"), title, heads, rows, notes)
 
 
 def _reach(cells: Cells) -> Sheet:
     """Accuracy on classes that a site never saw, and after local training."""
-    column = middle(cells)
+    column = cells.middle
     measures = (common("all"), common("seen"), common("unseen"), own, trained)
     rows = [
         [row, *(_told(cells.interval(measure, rows=row, columns=column), 1) for measure in measures)]
@@ -238,20 +147,17 @@ def _reach(cells: Cells) -> Sheet:
         "those that it does not; own: on its own test images; trained: on these after the last local training, "
         f"before what is handed down last is taken over. {_seeds(cells)}",
     ]
-    title = f"{cells.part.title}: all classes" + (f", {_where(cells)}" if cells.page else "")
-    return Sheet(_name(cells, "reach"), title, heads, rows, notes)
+    title = f"{cells.part.title}: all classes" + (f", {cells.where}" if cells.page else "")
+    return Sheet(cells.stem("reach"), title, heads, rows, notes)
 
 
 def _cost(cells: Cells) -> Sheet:
     """What was sent."""
-    where = _where(cells)
     paper = cells.part.paper.get("scalars", {})
     rows = []
     for row in cells.of("rows"):
-        column = middle(cells)
-        outcomes = [
-            cells.outcomes[its.key] for its in cells.planned(rows=row, columns=column) if its.key in cells.outcomes
-        ]
+        column = cells.middle
+        outcomes = cells.finished(rows=row, columns=column)
         if not outcomes:
             rows.append([row, *[NOTHING] * 7])
             continue
@@ -264,37 +170,37 @@ def _cost(cells: Cells) -> Sheet:
                 str(exchanges),
                 human_bytes(fmean(its.up[0] for its in outcomes) / sites),
                 human_bytes(fmean(its.down[0] for its in outcomes) / sites),
-                human_bytes(fmean(its.up[0] + its.down[0] for its in outcomes)),
+                human_bytes(fmean(map(sent, outcomes))),
                 f"{fmean(map(scalars_a_round, outcomes)):.2f}",
                 str(paper.get("/".join([*cells.page.values(), row]), NOTHING)),
             ]
         )
     heads = [cells.part.roles["rows"], "messages", "exchanges", "up", "down", "whole run", "10³ a round", "paper"]
     notes = [
-        f"{middle(cells)}, means over seeds. messages, up and down: of one site over the whole run, all "
+        f"{cells.middle}, means over seeds. messages, up and down: of one site over the whole run, all "
         "bytes that Flower transmits, accuracies told to the server included; whole run: all sites, both ways.",
         "10³ a round: thousands of numbers that all sites send up, divided by all rounds; paper: its column of that.",
     ]
-    title = f"{cells.part.title}: what is sent" + (f", {where}" if where else "")
-    return Sheet(_name(cells, "cost"), title, heads, rows, notes)
+    title = f"{cells.part.title}: what is sent" + (f", {cells.where}" if cells.page else "")
+    return Sheet(cells.stem("cost"), title, heads, rows, notes)
 
 
 def _sweep(cells: Cells) -> Sheet:
     """Accuracy along an axis, a column for each line."""
-    lines, where = cells.of("lines"), _where(cells)
+    lines = cells.of("lines")
     rows = []
     for x in cells.of("x"):
         row = [x]
         for line in lines:
             row.append(_told(cells.interval(own, x=x, lines=line)))
-            row.append(_told(cells.interval(lambda its: (its.up[0] + its.down[0]) / 1e6, x=x, lines=line), 2))
+            row.append(_told(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
         rows.append(row)
     heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
     notes = [
         "Accuracy on own classes in percent, mean ± half the 95 % interval over seeds; MB: all sites, both ways."
     ]
-    title = cells.part.title + (f", {where}" if where else "")
-    return Sheet(_name(cells, "sweep"), title, heads, rows, notes)
+    title = cells.part.title + (f", {cells.where}" if cells.page else "")
+    return Sheet(cells.stem("sweep"), title, heads, rows, notes)
 
 
 def verdicts(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, str, str, Interval]]:
@@ -307,4 +213,4 @@ def verdicts(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str,
             ours = cells.values(own, rows=OURS, columns=column)
             for row in cells.of("rows"):
                 if row != OURS:
-                    yield _where(cells), column, row, paired(ours, cells.values(own, rows=row, columns=column))
+                    yield cells.where, column, row, paired(ours, cells.values(own, rows=row, columns=column))

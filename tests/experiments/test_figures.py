@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gfpl_flwr.experiments.cells import Cells
 from gfpl_flwr.experiments.figures import (
     curves_figure,
     figures_of,
@@ -12,7 +13,6 @@ from gfpl_flwr.experiments.figures import (
     sweep_figure,
     tradeoff_figure,
 )
-from gfpl_flwr.experiments.tables import Cells
 
 
 @pytest.fixture
