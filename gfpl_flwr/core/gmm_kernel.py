@@ -3,6 +3,10 @@
 The same steps in the same precision as ``gmm_starts`` and ``gmm_em``, one problem after the other, so that its
 samples stay in the cache for the whole fit. Needs the optional package numba; only ``gmm_batch`` imports this module,
 and only when it fits.
+
+One file, because numba keeps machine code by the date of the file of the outermost function alone: were the inner
+ones elsewhere, a change of theirs would go on with the old code. So it is with the constants that come from other
+modules: who changes one touches this file.
 """
 
 from __future__ import annotations
