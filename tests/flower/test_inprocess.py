@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -122,6 +124,32 @@ def test_leaving_the_engine_ends_workers_that_are_busy(small, monkeypatch):
         assert len(multiprocessing.active_children()) == 2
     assert not multiprocessing.active_children()
     assert time.monotonic() - start < 60
+
+
+AFTER_THREADS = """
+import json, sys
+import torch
+from safetensors.torch import save_file
+from gfpl_flwr.flower.inprocess import run_in_process
+
+flat, path = json.loads(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(2)
+torch.ones(1 << 22).sum()  # OpenMP's threads are started: a fork does not copy them
+images = torch.randint(0, 256, (80_000, 1, 8, 8), dtype=torch.uint8)
+labels = torch.arange(80_000) % 10
+train = {"train_images": images, "train_labels": labels}
+save_file(train | {"test_images": images[:1000].clone(), "test_labels": labels[:1000].clone()}, path)
+run_in_process(flat)
+"""
+
+
+def test_workers_do_not_wait_for_the_threads_of_the_process_that_forked_them(small, tmp_path):
+    # A data set so large that torch shares the check of its labels among threads.
+    flat = small | {"dataset": "many", "data-dir": str(tmp_path), "algorithm": "local", "workers": 2, "rounds": 1}
+    words = [sys.executable, "-c", AFTER_THREADS, json.dumps(flat), str(tmp_path / "many.safetensors")]
+    done = subprocess.run(words, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_was_computed(small, monkeypatch):
