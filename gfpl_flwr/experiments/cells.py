@@ -36,6 +36,11 @@ class Cells:
         """Return the runs of the page."""
         return [its for its in self.part.planned if all(its.cell[axis] == name for axis, name in self.page.items())]
 
+    @property
+    def empty(self) -> bool:
+        """Whether no run of the page is done."""
+        return not any(its.key in self.outcomes for its in self.on_page())
+
     def values(self, measure: Measure, **roles: str) -> dict[int, float]:
         """Return a number of every finished run of a cell by its seed."""
         found = {}
@@ -60,9 +65,10 @@ class Cells:
 
     @property
     def middle(self) -> str:
-        """The value of the columns that is shown where there is room for but one."""
+        """The value of the columns that is shown where there is room for but one: of those with an outcome."""
         columns = self.of("columns")
-        return columns[len(columns) // 2]
+        known = [column for column in columns if self.finished(columns=column)] or columns
+        return known[len(known) // 2]
 
     @property
     def where(self) -> str:
@@ -77,6 +83,15 @@ class Cells:
 def own(outcome: Outcome) -> float:
     """Return the accuracy on a site's own classes at the end, in percent, mean over sites."""
     return 100 * outcome.accuracy[outcome.head][0]
+
+
+def with_head(head: str) -> Measure:
+    """Return the measure of the accuracy on own classes with one way of inference, in percent."""
+
+    def measure(outcome: Outcome) -> float | None:
+        return 100 * outcome.accuracy[head][0] if head in outcome.accuracy else None
+
+    return measure
 
 
 def site_std(outcome: Outcome) -> float:

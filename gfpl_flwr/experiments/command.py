@@ -11,13 +11,13 @@ from rich.table import Table
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.config import Scalar
 from gfpl_flwr.experiments.design import Experiment, ExperimentError, Planned, read_experiment
-from gfpl_flwr.experiments.outcomes import Outcome, write_outcomes
+from gfpl_flwr.experiments.outcomes import Outcome, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import latex, markdown, rich_table
 from gfpl_flwr.experiments.sweep import Place, finished, sweep
 from gfpl_flwr.experiments.tables import long_csv, sheets_of
 from gfpl_flwr.experiments.watching import Watching
 from gfpl_flwr.flower.launch.place import find_app
-from gfpl_flwr.flower.site_setup import open_dataset, partition_of, pick_device
+from gfpl_flwr.flower.site_setup import PARTITIONED_BY, open_dataset, partition_of, pick_device
 
 FOLDER = Path("benchmarks", "experiments")
 
@@ -98,23 +98,24 @@ def list_experiments(console: Console | None = None) -> None:
 
 
 def make(wish: Wish, *, dry: bool = False) -> int:
-    """Do the missing runs, then write and print everything that the finished ones give.
+    """Do the missing runs that are wanted; print their tables, and write those of all that is done.
 
     Returns:
-        How many runs are still missing, because they failed.
+        How many of the wanted runs are still missing, because they failed.
 
     Raises:
         ValueError: an experiment, option or data set that cannot be used, before anything is run.
         SweepError: the disk is full, or a worker process died.
     """
-    experiment = find(wish.name).only(wish.chosen, seeds=wish.seeds, rounds=wish.rounds, changes=wish.changes)
-    planned, console = experiment.runs(), Console(stderr=True)
+    whole = find(wish.name).with_changes(rounds=wish.rounds, changes=wish.changes)
+    wanted = whole.only(wish.chosen, seeds=wish.seeds)
+    planned, console = wanted.runs(), Console(stderr=True)
     command = os.environ.get("GFPL_COMMAND", f"gfpl table {wish.name}")
     place = Place(wish.output_dir / "runs", wish.data_dir, wish.device, command)
     check(planned, wish.data_dir)
     done = finished(planned, place, lambda line: console.print(line, style="yellow", highlight=False))
     missing = {key: its for key, its in planned.items() if key not in done}
-    console.print(f"{experiment.name}: {len(planned)} runs, {len(done)} done, {len(missing)} to do", highlight=False)
+    console.print(f"{whole.name}: {len(planned)} runs, {len(done)} done, {len(missing)} to do", highlight=False)
     if dry:
         for key, its in missing.items():
             console.print(f"{key}: {', '.join(its.cell.values())}, seed {its.seed}", highlight=False)
@@ -124,7 +125,11 @@ def make(wish: Wish, *, dry: bool = False) -> int:
             for told in sweep(missing, place, jobs=wish.jobs or _jobs(wish.device)):
                 watching.tell(told)
         done = finished(planned, place, lambda line: console.print(line, style="yellow", highlight=False))
-    write(experiment, done, wish.output_dir / experiment.name)
+    if done:
+        for part in wanted.parts:
+            for sheet in sheets_of(part, done):
+                Console().print(rich_table(sheet))
+        write(whole, done, wish.output_dir / whole.name)
     return len(planned) - len(done)
 
 
@@ -135,32 +140,32 @@ def check(planned: Mapping[str, Planned], data_dir: Path) -> None:
         config, algorithm = parse_run(its.options)
         dataset = open_dataset(config, data_dir)
         algorithm.resolve(config, dataset.num_classes)
-        cut = (config.dataset, config.partition, config.ways, config.ways_spread, config.shots, config.num_sites)
+        cut = tuple(getattr(config, name) for name in ("dataset", "num_sites", *PARTITIONED_BY))
         if cut not in seen:
             seen.add(cut)
             partition_of(config, dataset, config.num_sites or 20)
 
 
 def write(experiment: Experiment, done: Mapping[str, Outcome], folder: Path) -> None:
-    """Print the tables of the parts that have an outcome; write them, the outcomes and the figures."""
+    """Write outcomes beside those that are there, and tables and figures of all of them."""
     from gfpl_flwr.experiments.figures import figures_of
 
-    console, out = Console(), Console(stderr=True)
+    out = Console(stderr=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if not done:
-        return
-    write_outcomes(folder / "outcomes.jsonl", done.values())
+    path = folder / "outcomes.jsonl"
+    wanted = experiment.runs()
+    before = read_outcomes(path) if path.exists() else {}
+    done = {key: its for key, its in before.items() if key in wanted} | dict(done)
+    write_outcomes(path, done.values())
     for part in experiment.parts:
+        sheets = list(sheets_of(part, done))
         if not any(its.key in done for its in part.planned):
             continue
-        sheets = list(sheets_of(part, done))
-        for sheet in sheets:
-            console.print(rich_table(sheet))
         (folder / f"{part.name}.md").write_text("\n".join(map(markdown, sheets)))
         (folder / f"{part.name}.tex").write_text("\n".join(map(latex, sheets)))
         (folder / f"{part.name}.csv").write_text(long_csv(part, done))
-        for path in figures_of(part, done, folder):
-            out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        for drawn in figures_of(part, done, folder):
+            out.print(f"wrote {drawn}", highlight=False, soft_wrap=True)
     out.print(f"wrote {folder}/*.md, *.tex, *.csv, outcomes.jsonl", highlight=False, soft_wrap=True)
 
 

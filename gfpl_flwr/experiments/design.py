@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ PLACE = {
     "name", "output-dir", "data-dir", "state-dir", "resume", "device", "quorum", "visit-deadline", "node-deadline",
     "cohort", "workers", "torch-threads",
 }  # fmt: skip
+OPTIONS = set(known_fields()) - PLACE - {"seed"}
+"""Those that an experiment can set."""
 
 
 class ExperimentError(ConfigError):
@@ -64,7 +66,7 @@ class Planned:
     Attributes:
         cell: name of each axis to the name of its value.
         seed: of the run.
-        options: those that differ from the defaults, the seed among them.
+        options: those of its method that differ from the defaults, the seed among them.
         scene: whether the models of its sites are looked at, see :mod:`gfpl_flwr.experiments.scene`.
     """
 
@@ -76,10 +78,9 @@ class Planned:
     @cached_property
     def key(self) -> str:
         """The name of the run's folder: method, data and a digest of every option that has a part in the result."""
-        whole = defaults() | dict(self.options)
+        whole = _of_its_method(defaults() | dict(self.options))
         algorithm = str(whole["algorithm"])
-        others = tuple(f"{name}." for name in ALGORITHMS if name != algorithm)
-        told = {key: value for key, value in whole.items() if key not in PLACE and not key.startswith(others)}
+        told = {key: value for key, value in whole.items() if key not in PLACE}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
         dataset = str(whole["dataset"]).rpartition("/")[2].replace(":", "-")
         return f"{algorithm}-{dataset}-{digest}"
@@ -103,6 +104,7 @@ class Part:
         options: of every run.
         seeds: of every cell.
         more_seeds: further seeds of the cells that have some values: pairs of values by axis, and seeds.
+        num_seeds: how many of a cell's seeds are wanted, from the first; None for all.
         left_out: cells that there are none of, by their values of some axes.
         paper: what the paper says of a cell, by the part's own names.
         rounds: local rounds of every run instead of its own, with T0 in proportion.
@@ -117,6 +119,7 @@ class Part:
     options: Options = field(default_factory=dict)
     seeds: Sequence[int] = (1,)
     more_seeds: Sequence[tuple[Mapping[str, str], Sequence[int]]] = ()
+    num_seeds: int | None = None
     left_out: Sequence[Mapping[str, str]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
@@ -144,8 +147,8 @@ class Part:
                 options |= self.axes[axis][value]
             options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
             more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
-            for seed in dict.fromkeys([*self.seeds, *more]):
-                yield Planned(cell, seed, options | {"seed": seed}, scene=self.show == "features")
+            for seed in list(dict.fromkeys([*self.seeds, *more]))[: self.num_seeds]:
+                yield Planned(cell, seed, _of_its_method(options | {"seed": seed}), scene=self.show == "features")
 
 
 @dataclass(frozen=True)
@@ -173,16 +176,12 @@ class Experiment:
         chosen: Mapping[str, Sequence[str]],
         *,
         seeds: int | None = None,
-        rounds: int | None = None,
-        changes: Options | None = None,
     ) -> "Experiment":
         """Return a smaller experiment.
 
         Args:
             chosen: name of an axis, or ``part``, to the values that are wanted, upper and lower case alike.
-            seeds: how many seeds, from the first.
-            rounds: local rounds instead of its own; T0 moves in proportion.
-            changes: options of every run.
+            seeds: how many of a cell's seeds, from the first.
 
         Raises:
             ExperimentError: an axis or value that does not exist.
@@ -208,12 +207,36 @@ class Experiment:
                         axis: {name: its for name, its in values.items() if _wanted(name, chosen.get(axis))}
                         for axis, values in part.axes.items()
                     },
-                    seeds=part.seeds if seeds is None else part.seeds[:seeds],
-                    more_seeds=part.more_seeds if seeds is None else (),
-                    rounds=rounds,
-                    changes=changes or {},
+                    num_seeds=seeds,
                 )
                 for part in parts
+            ],
+        )
+
+    def with_changes(self, *, rounds: int | None = None, changes: Options | None = None) -> "Experiment":
+        """Return the experiment with other options in every run: another one, named and titled after them.
+
+        Args:
+            rounds: local rounds instead of its own; T0 moves in proportion.
+            changes: options of every run. What the paper says is left out: it is no longer about the same.
+
+        Raises:
+            ExperimentError: an option that is unknown, or has no part in a result; or the seed.
+        """
+        changes = dict(changes or {})
+        if "seed" in changes:
+            raise ExperimentError("seed: the seeds are the experiment's own; --seeds N takes the first N of them")
+        _check_keys(changes, OPTIONS, self.name)
+        told = [*([f"rounds = {rounds}"] if rounds else []), *(f"{key} = {its}" for key, its in changes.items())]
+        if not told:
+            return self
+        return replace(
+            self,
+            name="-".join([self.name, *(its.replace(" = ", "-").replace("/", "-") for its in told)]),
+            title=f"{self.title}, with {', '.join(told)}",
+            parts=[
+                replace(part, title=f"{part.title}, with {', '.join(told)}", rounds=rounds, changes=changes, paper={})
+                for part in self.parts
             ],
         )
 
@@ -241,6 +264,11 @@ def read_experiment(path: Path) -> Experiment:
 def _experiment(name: str, document: Mapping[str, Any]) -> Experiment:
     _check_keys(document, {"title", "source", "options", "seeds", "more-seeds", "parts"}, "the experiment")
     parts = [_part(entry, document) for entry in document["parts"]]
+    every = {
+        axis: {value for part in parts for value in part.axes.get(axis, ())} for part in parts for axis in part.axes
+    }
+    for one in document.get("more-seeds", ()):
+        _check_where(one["where"], every, "more-seeds")
     if len({part.name for part in parts}) < len(parts):
         raise ExperimentError("two parts have the same name")
     return Experiment(name, document["title"], document.get("source", ""), parts)
@@ -258,8 +286,11 @@ def _part(entry: Mapping[str, Any], document: Mapping[str, Any]) -> Part:
         raise ExperimentError(f"part {entry['name']}: there is no axis {missing[0]!r}")
     options = document.get("options", {}) | entry.get("options", {})
     for given in [options, *(its for values in axes.values() for its in values.values())]:
-        _check_keys(given, set(known_fields()) - PLACE, "options")
-    more = [(one["where"], one["seeds"]) for one in (*document.get("more-seeds", ()), *entry.get("more-seeds", ()))]
+        _check_keys(given, OPTIONS, "options")
+    shared, own = document.get("more-seeds", ()), entry.get("more-seeds", ())
+    for where in [one["where"] for one in own] + list(entry.get("left-out", ())):
+        _check_where(where, axes, f"part {entry['name']}")
+    more = [(one["where"], one["seeds"]) for one in (*shared, *own)]
     return Part(
         name=entry["name"],
         title=entry.get("title", document["title"]),
@@ -279,8 +310,22 @@ def _check_keys(table: Mapping[str, Any], known: set[str], what: str) -> None:
         raise ExperimentError(f"{what}: unknown key {unknown[0]!r}, known are {', '.join(sorted(known))}")
 
 
+def _check_where(where: Mapping[str, str], axes: Mapping[str, Collection[str]], what: str) -> None:
+    _check_keys(where, set(axes), what)
+    for axis, value in where.items():
+        if value not in axes[axis]:
+            raise ExperimentError(f"{what}: unknown {axis} {value!r}, known are {', '.join(sorted(axes[axis]))}")
+
+
 def _has(cell: Mapping[str, str], where: Mapping[str, str]) -> bool:
     return all(cell.get(axis) == value for axis, value in where.items())
+
+
+def _of_its_method(options: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return options without those of other methods than the run's: they have no part in it."""
+    algorithm = options.get("algorithm", defaults()["algorithm"])
+    others = tuple(f"{name}." for name in ALGORITHMS if name != algorithm)
+    return {key: value for key, value in options.items() if not key.startswith(others)}
 
 
 def _wanted(name: str, values: Sequence[str] | None) -> bool:

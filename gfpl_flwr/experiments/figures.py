@@ -61,7 +61,7 @@ def figures_of(part: Part, outcomes: Mapping[str, Outcome], folder: Path) -> Ite
     }
     for page in part.pages:
         cells = Cells(part, page, outcomes)
-        if not any(its.key in outcomes for its in cells.on_page()):
+        if cells.empty:
             continue
         for name, draw in draws.get(part.show, {}).items():
             figure = draw(cells)
@@ -196,7 +196,7 @@ def spread_figure(cells: Cells) -> Figure:
 
 def sweep_figure(cells: Cells) -> Figure:
     """Draw accuracy and data sent along an axis, a panel of both for each line."""
-    lines, steps = cells.of("lines"), cells.of("x")
+    lines, steps = [line for line in cells.of("lines") if cells.finished(lines=line)], cells.of("x")
     with context(["default", STYLE]):
         fig, axes = panels(2, rows=len(lines), height=0.7 + 2.3 * len(lines))
         places = np.arange(len(steps))

@@ -29,7 +29,7 @@ class Outcome:
         curve: round, mean and standard deviation of the default head.
         common: ``all``, ``seen`` and ``unseen`` classes of the common test images to round and mean accuracy.
         rounds_to_99: first round whose mean is at least 99 % of the last; None without any.
-        messages: to sites and back.
+        messages: to sites, each of them answered.
         up, down: bytes of messages, bytes of their tensors, and numbers in these, of all sites over the whole run.
         exchanges: round and numbers sent up and down, of each visit that sent any.
         merges: round, components in and components out of each fusion.

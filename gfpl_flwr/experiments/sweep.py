@@ -1,6 +1,8 @@
 """Doing the runs of an experiment that are missing: on every core, after any interruption, and never twice."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -15,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.experiments.design import Planned
 from gfpl_flwr.experiments.outcomes import SCENE, Outcome, outcome_of
-from gfpl_flwr.report import read_run
+from gfpl_flwr.flower.files import DamagedFileError
+from gfpl_flwr.report import Run, read_run
 
 
 class SweepError(RuntimeError):
@@ -33,12 +37,14 @@ class Told:
         rounds: local rounds of it that are done.
         finished: whether it has ended.
         failure: why it failed, on one line; empty where it did not.
+        note: what else should be known, on one line; empty where there is nothing.
     """
 
     key: str
     rounds: int
     finished: bool = False
     failure: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,26 @@ def finished(planned: Mapping[str, Planned], place: Place, on_damage: Callable[[
             continue
         try:
             run = read_run(folder)
-            if run.status == "completed" and (not its.scene or (folder / SCENE).exists()):
-                found[key] = outcome_of(run, key=key, options=its.options)
-        except (ValueError, KeyError, OSError) as error:
-            on_damage(f"{folder} is damaged and is run again: {' '.join(str(error).split())}")
+            if run.status != "completed" or (its.scene and not (folder / SCENE).exists()):
+                continue
+            if fault := _fault(run, its):
+                raise ValueError(fault)
+            found[key] = outcome_of(run, key=key, options=its.options)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            on_damage(f"{folder} is damaged and is run again: {_line(error)}")
     return found
+
+
+def _fault(run: Run, planned: Planned) -> str:
+    """Return what keeps a completed run out of a table, or nothing: every visit counts, with every site in it."""
+    config, algorithm = parse_run(planned.options)
+    wanted = len(algorithm.visits(config))
+    if [visit.visit for visit in run.visits] != list(range(1, wanted + 1)):
+        return f"rounds.jsonl holds {len(run.visits)} of {wanted} visits"
+    if run.failures:
+        return f"{len(run.failures)} contributions of sites are missing"
+    told = [f"site {site}: {note}" for visit in run.visits for site, note in visit.notes]
+    return next(iter([*run.notes, *told]), "")
 
 
 def sweep(planned: Mapping[str, Planned], place: Place, *, jobs: int) -> Iterator[Told]:
@@ -114,13 +135,12 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _news(progress: "queue.Queue[tuple[str, int]]") -> Iterator[Told]:
+def _news(progress: "queue.Queue[Told]") -> Iterator[Told]:
     while True:
         try:
-            key, rounds = progress.get_nowait()
+            yield progress.get_nowait()
         except queue.Empty:
             return
-        yield Told(key, rounds)
 
 
 def _ending(future: "Future[str]", key: str, planned: Mapping[str, Planned]) -> Told:
@@ -128,49 +148,78 @@ def _ending(future: "Future[str]", key: str, planned: Mapping[str, Planned]) -> 
         return Told(key, planned[key].rounds, finished=True, failure=future.result())
     except BrokenProcessPool:
         raise SweepError("a worker process died: out of memory? Fewer --jobs need less") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise SweepError(f"the disk is full ({error.filename or error}); finished runs are intact") from None
-        return Told(key, planned[key].rounds, finished=True, failure=f"OSError: {error}")
+        return Told(key, planned[key].rounds, finished=True, failure=_line(error))
 
 
-def _do(planned: Planned, place: Place, progress: Any) -> str:
+def _do(planned: Planned, place: Place, progress: "queue.Queue[Told]") -> str:
     """Do one run, or go on with it; return why it failed, or nothing."""
     import torch
-
-    from gfpl_flwr.flower.inprocess import run_in_process
-    from gfpl_flwr.flower.progress import Progress
 
     torch.set_num_threads(1)
     logging.getLogger("flwr.gfpl").setLevel(logging.ERROR)  # what went wrong is told at the end
     os.environ["GFPL_COMMAND"] = place.command
-    folder = place.runs / planned.key
+
+    def tell(note: str) -> None:
+        progress.put(Told(planned.key, 0, note=note))
+
+    with _alone(place.runs / "locks" / planned.key):
+        if finished({planned.key: planned}, place, lambda _: None):  # what is damaged was told before
+            return ""  # by another command, while this one was busy with other runs
+        try:
+            try:
+                _run(planned, place, progress, resume=_can_go_on(planned, place, tell))
+            except DamagedFileError as error:
+                tell(f"{place.runs / planned.key} cannot go on and begins anew: {_line(error)}")
+                _remove(place.runs / planned.key)
+                _run(planned, place, progress, resume=False)
+        except (ValueError, RuntimeError) as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # as a site told it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place.runs)) from None
+            return _line(error)
+        _drop_models(place.runs / planned.key)
+    return ""
+
+
+def _run(planned: Planned, place: Place, progress: "queue.Queue[Told]", *, resume: bool) -> None:
+    from gfpl_flwr.flower.inprocess import run_in_process
+    from gfpl_flwr.flower.progress import Progress
+
     flat: dict[str, Any] = dict(planned.options) | {
         "name": planned.key,
         "output-dir": str(place.runs),
         "data-dir": str(place.data_dir),
         "device": place.device,
         "workers": 1,
+        "quorum": 1.0,  # a mean over other sites is another number
+        "resume": resume,
     }
 
     def tell(now: Progress) -> None:
         if now.done:
-            progress.put((planned.key, planned.rounds * now.visit // now.visits))
+            progress.put(Told(planned.key, planned.rounds * now.visit // now.visits))
 
-    try:
-        run_in_process(flat | {"resume": _can_go_on(folder)}, on_progress=tell)
-        if planned.scene:
-            from gfpl_flwr.experiments.scene import write_scene
+    run_in_process(flat, on_progress=tell)
+    if planned.scene:
+        from gfpl_flwr.experiments.scene import write_scene
 
-            write_scene(folder, planned.options, place.data_dir)
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    _drop_models(folder)
-    return ""
+        write_scene(place.runs / planned.key, planned.options, place.data_dir)
 
 
-def _can_go_on(folder: Path) -> bool:
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is at work on a run, and keep others from it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _can_go_on(planned: Planned, place: Place, tell: Callable[[str], None]) -> bool:
     """Return whether a run was begun here and can be resumed; clear away what cannot."""
+    folder = place.runs / planned.key
     if not folder.exists():
         return False
     try:
@@ -178,17 +227,25 @@ def _can_go_on(folder: Path) -> bool:
         if not summary.exists() or json.loads(summary.read_text())["status"] != "completed":
             read_run(folder)
             return True
-    except (ValueError, KeyError, OSError):
-        pass
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        tell(f"{folder} is damaged and is run again: {_line(error)}")
+    _remove(folder)
+    return False
+
+
+def _remove(folder: Path) -> None:
     _drop_models(folder)
     shutil.rmtree(folder)
-    return False
 
 
 def _drop_models(folder: Path) -> None:
     """Remove the models of the sites of a run: hundreds of runs would fill the disk with them."""
     try:
         key = json.loads((folder / "config.json").read_text())["key"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return
     shutil.rmtree(folder.parent / "site-models" / key, ignore_errors=True)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,26 +1,31 @@
 """The tables of an experiment, from the outcomes of its runs alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from gfpl_flwr.experiments.cells import OURS, Cells, common, own, scalars_a_round, sent, site_std, trained
+from gfpl_flwr.experiments.cells import OURS, Cells, common, own, scalars_a_round, sent, site_std, trained, with_head
 from gfpl_flwr.experiments.design import Part
 from gfpl_flwr.experiments.outcomes import Outcome
 from gfpl_flwr.experiments.sheets import Sheet, csv
-from gfpl_flwr.experiments.spread import Interval, interval, paired
+from gfpl_flwr.experiments.spread import Interval, paired
 from gfpl_flwr.report.formatting import NOTHING, human_bytes
 
 
 def sheets_of(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[Sheet]:
-    """Yield the tables of a part; every part has some, whatever else it is shown as."""
+    """Yield the tables of a part, of every page that has an outcome."""
     for page in part.pages:
         cells = Cells(part, page, outcomes)
-        if part.show in ("methods", "bars"):
-            yield from _methods(cells)
-        elif part.show == "variants":
+        if cells.empty:
+            continue
+        if part.show in ("methods", "variants", "bars"):
             yield _accuracy(cells)
-        elif part.show == "lines":
+            yield _over_sites(cells)
+        if part.show == "methods":
+            yield from _heads(cells)
+            yield _reach(cells)
+            yield _cost(cells)
+        if part.show == "lines":
             yield _sweep(cells)
 
 
@@ -59,7 +64,8 @@ def long_csv(part: Part, outcomes: Mapping[str, Outcome]) -> str:
     return csv(columns, rows)
 
 
-def _told(value: Interval, digits: int = 2) -> str:
+def plain(value: Interval, digits: int = 2) -> str:
+    """Write a mean and half of its interval."""
     if not value.count:
         return NOTHING
     half = "" if value.half is None else f" ± {value.half:.{digits}f}"
@@ -74,63 +80,74 @@ def signed(value: Interval, digits: int = 2) -> str:
     return f"{value.mean:+.{digits}f}{half}"
 
 
-def _seeds(cells: Cells) -> str:
-    counts = sorted(
-        {
-            len(cells.values(own, rows=row, columns=column))
-            for row in cells.of("rows")
-            for column in cells.of("columns")
-        }
-    )
-    if counts == [1]:
+def _seeds(cells: Cells, columns: Sequence[str]) -> str:
+    """Say what stands in the cells of some columns."""
+    counts = {len(cells.values(own, rows=row, columns=column)) for row in cells.of("rows") for column in columns}
+    counts.discard(0)
+    if counts == {1}:
         return "One seed."
-    told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    told = " to ".join(map(str, sorted({min(counts), max(counts)})))
     return f"Mean ± half the 95 % interval over {told} seeds."
 
 
-def _methods(cells: Cells) -> Iterator[Sheet]:
-    yield _accuracy(cells)
-    yield _reach(cells)
-    yield _cost(cells)
+def _titled(cells: Cells, what: str) -> str:
+    return f"{cells.part.title}: {what}" + (f", {cells.where}" if cells.page else "")
 
 
 def _accuracy(cells: Cells) -> Sheet:
-    """Accuracy on own classes, method by setting, and what the paper has."""
+    """Accuracy on own classes, row by column, and what the paper has."""
     columns = cells.of("columns")
     paper = cells.part.paper.get("accuracy", {})
     rows = []
     for row in cells.of("rows"):
-        told = []
+        words = [row]
         for column in columns:
             known = paper.get("/".join([*cells.page.values(), row, column]))
-            told.append(_told(cells.interval(own, rows=row, columns=column)) + (f" ({known})" if known else ""))
-        spread = interval(
-            [v for column in columns for v in cells.values(site_std, rows=row, columns=column).values()]
-        )
-        rounds = interval(
-            [
-                v
-                for column in columns
-                for v in cells.values(lambda its: its.rounds_to_99, rows=row, columns=column).values()
-            ]
-        )
-        rows.append(
-            [
-                row,
-                *told,
-                f"{spread.mean:.1f}" if spread.count else NOTHING,
-                f"{rounds.mean:.0f}" if rounds.count else NOTHING,
-            ]
-        )
-    notes = [f"Accuracy on the classes that a site holds, in percent, unweighted mean over sites. {_seeds(cells)}"]
-    notes.append(
-        "std: over sites; to 99 %: rounds to 99 % of the last accuracy; both averaged over columns and seeds."
-    )
-    if any(key.startswith("/".join(cells.page.values())) for key in paper):
+            words.append(plain(cells.interval(own, rows=row, columns=column)) + (f" ({known})" if known else ""))
+        rows.append(words)
+    notes = [
+        f"Accuracy on the classes that a site holds, in percent, unweighted mean over sites. {_seeds(cells, columns)}"
+    ]
+    if any("(" in word for words in rows for word in words[1:]):
         notes.append("In brackets: the paper's number.")
-    title = f"{cells.part.title}: own classes" + (f", {cells.where}" if cells.page else "")
-    heads = [cells.part.roles["rows"], *columns, "std", "to 99 %"]
-    return Sheet(cells.stem("accuracy"), title, heads, rows, notes)
+    heads = [cells.part.roles["rows"], *columns]
+    return Sheet(cells.stem("accuracy"), _titled(cells, "own classes"), heads, rows, notes)
+
+
+def _over_sites(cells: Cells) -> Sheet:
+    """How far sites lie apart, and how soon a run is near its end."""
+    columns = cells.of("columns")
+    rows = []
+    for row in cells.of("rows"):
+        words = [row]
+        for column in columns:
+            spread = cells.interval(site_std, rows=row, columns=column)
+            rounds = cells.interval(lambda its: its.rounds_to_99, rows=row, columns=column)
+            words.append(f"{spread.mean:.1f}" if spread.count else NOTHING)
+            words.append(f"{rounds.mean:.0f}" if rounds.count else NOTHING)
+        rows.append(words)
+    heads = [cells.part.roles["rows"], *(f"{column}{what}" for column in columns for what in (": std", ", to 99 %"))]
+    notes = [
+        "std: population standard deviation over sites of the accuracy on own classes, in points; to 99 %: first "
+        "round with 99 % of the last accuracy; means over seeds."
+    ]
+    return Sheet(cells.stem("sites"), _titled(cells, "from site to site"), heads, rows, notes)
+
+
+def _heads(cells: Cells) -> Iterator[Sheet]:
+    """Every way of inference of the methods that have several."""
+    columns = cells.of("columns")
+    rows = []
+    for row in cells.of("rows"):
+        heads = sorted({head for its in cells.finished(rows=row) for head in its.accuracy})
+        for head in heads if len(heads) > 1 else []:
+            found = [cells.interval(with_head(head), rows=row, columns=column) for column in columns]
+            rows.append([row, head, *map(plain, found)])
+    if rows:
+        notes = [f"As above, for every way in which a site can classify. {_seeds(cells, columns)}"]
+        title = _titled(cells, "ways of inference")
+        heads = [cells.part.roles["rows"], "inference", *columns]
+        yield Sheet(cells.stem("inference"), title, heads, rows, notes, text_columns=2)
 
 
 def _reach(cells: Cells) -> Sheet:
@@ -138,17 +155,16 @@ def _reach(cells: Cells) -> Sheet:
     column = cells.middle
     measures = (common("all"), common("seen"), common("unseen"), own, trained)
     rows = [
-        [row, *(_told(cells.interval(measure, rows=row, columns=column), 1) for measure in measures)]
+        [row, *(plain(cells.interval(measure, rows=row, columns=column), 1) for measure in measures)]
         for row in cells.of("rows")
     ]
     heads = [cells.part.roles["rows"], "all", "seen", "unseen", "own", "trained"]
     notes = [
         f"{column}. all, seen, unseen: accuracy on common test images of every class, of those that a site holds, of "
         "those that it does not; own: on its own test images; trained: on these after the last local training, "
-        f"before what is handed down last is taken over. {_seeds(cells)}",
+        f"before what is handed down last is taken over. {_seeds(cells, [column])}",
     ]
-    title = f"{cells.part.title}: all classes" + (f", {cells.where}" if cells.page else "")
-    return Sheet(cells.stem("reach"), title, heads, rows, notes)
+    return Sheet(cells.stem("reach"), _titled(cells, "all classes"), heads, rows, notes)
 
 
 def _cost(cells: Cells) -> Sheet:
@@ -181,8 +197,7 @@ def _cost(cells: Cells) -> Sheet:
         "bytes that Flower transmits, accuracies told to the server included; whole run: all sites, both ways.",
         "10³ a round: thousands of numbers that all sites send up, divided by all rounds; paper: its column of that.",
     ]
-    title = f"{cells.part.title}: what is sent" + (f", {cells.where}" if cells.page else "")
-    return Sheet(cells.stem("cost"), title, heads, rows, notes)
+    return Sheet(cells.stem("cost"), _titled(cells, "what is sent"), heads, rows, notes)
 
 
 def _sweep(cells: Cells) -> Sheet:
@@ -192,8 +207,8 @@ def _sweep(cells: Cells) -> Sheet:
     for x in cells.of("x"):
         row = [x]
         for line in lines:
-            row.append(_told(cells.interval(own, x=x, lines=line)))
-            row.append(_told(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
+            row.append(plain(cells.interval(own, x=x, lines=line)))
+            row.append(plain(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
         rows.append(row)
     heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
     notes = [
@@ -204,10 +219,10 @@ def _sweep(cells: Cells) -> Sheet:
 
 
 def verdicts(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, str, str, Interval]]:
-    """Yield page, column, method, and how much better GFPL is than it on own classes, in points, seed by seed."""
+    """Yield page, column, row, and how much better GFPL is than it on own classes, in points, seed by seed."""
     for page in part.pages:
         cells = Cells(part, page, outcomes)
-        if part.show != "methods" or OURS not in cells.of("rows"):
+        if part.show not in ("methods", "variants") or OURS not in cells.of("rows"):
             continue
         for column in cells.of("columns"):
             ours = cells.values(own, rows=OURS, columns=column)

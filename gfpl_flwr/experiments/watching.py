@@ -49,6 +49,8 @@ class Watching:
     def tell(self, told: Told) -> None:
         """Show what happened."""
         self.rounds[told.key] = max(self.rounds[told.key], told.rounds)
+        if told.note:
+            self._bar.console.print(told.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if told.finished:
             self.ended += 1
             its = self.planned[told.key]

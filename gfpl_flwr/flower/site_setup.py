@@ -69,6 +69,10 @@ def initial_model(
     )
 
 
+PARTITIONED_BY = ("partition", "seed", "ways", "ways_spread", "shots", "test_shots", "alpha", "tail_ratio")
+"""The options that a partition depends on, beside the data set and the number of sites."""
+
+
 @lru_cache(maxsize=2)
 def partition_of(config: RunConfig, dataset: ImageDataset, num_sites: int) -> list[SiteIndices]:
     """Return which rows of the common data set each site holds; every site computes the same from the seed."""

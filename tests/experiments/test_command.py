@@ -24,7 +24,9 @@ def test_without_a_name_it_lists_the_experiments():
         (["table1", "--dataset", "imagenet"], "dataset 'imagenet' is unknown: known are CIFAR10, CIFAR100, FEMNIST"),
         (["table1", "--only", "method=FedSGD"], "method 'FedSGD' is unknown: known are FeSEM, FedAvg"),
         (["table1", "--only", "ways"], "--only ways: must be AXIS=VALUE"),
-        (["table1", "-c", "round=3"], "unknown key round"),
+        (["table1", "-c", "round=3"], "unknown key 'round'"),
+        (["table1", "-c", "seed=3"], "--seeds N takes the first N of them"),
+        (["table1", "-c", "cohort=3"], "unknown key 'cohort'"),
         (["none.toml"], "none.toml"),
     ],
 )
@@ -50,3 +52,23 @@ def test_a_dry_run_says_what_is_missing(write, tmp_path, data_dir):
     # four cells of two methods, and one more of the sweep: the other is one of the four
     assert "small: 5 runs, 0 done, 5 to do" in done.stderr
     assert "Digits, Local, n = 2, seed 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_written_is_all_that_is_done_and_a_changed_experiment_stands_apart(write, tmp_path, data_dir):
+    words = ["table", str(write()), "--only", "part=methods", "--seeds", "1", "--jobs", "1"]
+    words += ["--output-dir", str(tmp_path / "out"), "--data-dir", str(data_dir)]
+    one = gfpl(*words, "--only", "method=Local", "--only", "ways=n = 2")
+    assert one.exit_code == 0, one.stderr
+    two = gfpl(*words, "--only", "method=Local", "--only", "ways=n = 3")
+    assert two.exit_code == 0, two.stderr
+    assert "n = 2" not in two.stdout  # it is printed as asked for
+    table = (tmp_path / "out" / "small" / "methods.md").read_text()
+    (row,) = [line for line in table.splitlines() if line.startswith("| Local")][:1]
+    assert row.count("–") == 0  # and written with what was done before
+
+    short = gfpl(*words, "--only", "method=Local", "--only", "ways=n = 2", "--rounds", "1")
+    assert short.exit_code == 0, short.stderr
+    assert "with rounds = 1" in short.stdout
+    assert (tmp_path / "out" / "small" / "methods.md").read_text() == table
+    assert "with rounds = 1" in (tmp_path / "out" / "small-rounds-1" / "methods.md").read_text()

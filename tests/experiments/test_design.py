@@ -49,22 +49,51 @@ def test_runs_with_the_same_options_are_one_run_whatever_is_written_down():
 
 
 def test_a_smaller_experiment_has_fewer_cells_seeds_and_rounds(two_methods):
-    one = two_methods.only({"method": ["gfpl"], "part": ["methods"]}, seeds=1, rounds=1)
+    one = two_methods.with_changes(rounds=1).only({"method": ["gfpl"], "part": ["methods"]}, seeds=1)
     (part,) = one.parts
     assert [(its.cell["ways"], its.seed) for its in part.planned] == [("n = 2", 1), ("n = 3", 1)]
     assert all(its.options["rounds"] == 1 for its in part.planned)
 
 
+def test_so_many_seeds_are_the_first_of_each_cell(two_methods):
+    (part, _) = two_methods.only({"method": ["gfpl"]}, seeds=3).parts
+    assert [(its.cell["ways"], its.seed) for its in part.planned] == [
+        ("n = 2", 1), ("n = 2", 2), ("n = 3", 1), ("n = 3", 2), ("n = 3", 3),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("rounds", "first"), [(20, 8), (160, 60), (1, 1)])
 def test_t0_moves_in_proportion_to_the_rounds(write, rounds, first):
     path = write(("rounds = 2", "rounds = 80"), ('"gfpl.first-exchange" = 1', '"gfpl.first-exchange" = 30'))
-    for its in read_experiment(path).only({}, rounds=rounds).runs().values():
+    runs = read_experiment(path).with_changes(rounds=rounds).only({"method": ["GFPL"], "part": ["methods"]}).runs()
+    for its in runs.values():
         assert (its.options["rounds"], its.options["gfpl.first-exchange"]) == (rounds, first)
 
 
 def test_changes_come_before_everything_else(two_methods):
-    runs = two_methods.only({}, changes={"ways": 4, "learning-rate": 0.1}).runs().values()
-    assert {(its.options["ways"], its.options["learning-rate"]) for its in runs} == {(4, 0.1)}
+    changed = two_methods.with_changes(changes={"ways": 4, "learning-rate": 0.1})
+    assert {(its.options["ways"], its.options["learning-rate"]) for its in changed.runs().values()} == {(4, 0.1)}
+
+
+def test_what_is_changed_is_another_experiment_and_says_so(two_methods):
+    changed = two_methods.with_changes(rounds=1, changes={"learning-rate": 0.1})
+    assert changed.name == "small-rounds-1-learning-rate-0.1"
+    assert all(its.title.endswith(", with rounds = 1, learning-rate = 0.1") for its in (changed, *changed.parts))
+    assert not any(part.paper for part in changed.parts)  # what it says is not about this
+    assert two_methods.with_changes() is two_methods
+
+
+def test_a_seed_is_no_change(two_methods):
+    with pytest.raises(ExperimentError, match="seed: the seeds are the experiment's own; --seeds N"):
+        two_methods.with_changes(changes={"seed": 7})
+
+
+def test_a_run_has_the_options_of_its_own_method_alone(write):
+    path = write(('{ dataset = "digits" }', '{ dataset = "digits", "fedproto.weight" = 0.1 }'))
+    runs = read_experiment(path).runs().values()
+    assert not any("fedproto.weight" in its.options for its in runs)
+    assert not any("gfpl.first-exchange" in its.options for its in runs if its.options.get("algorithm") == "local")
+    assert all("gfpl.first-exchange" in its.options for its in runs if its.options.get("algorithm") != "local")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +123,18 @@ def test_an_unknown_value_lists_the_known_ones(two_methods, chosen, words):
         ('name = "period"', 'name = "methods"', "two parts have the same name"),
         ("seeds = [1, 2]", "seed = [1]", "the experiment: unknown key 'seed'"),
         ("[[parts]]", "[[parts]", "small.toml"),
+        ("rounds = 2", "seed = 2", "options: unknown key 'seed'"),
+        (
+            '{ ways = "n = 3" }',
+            '{ way = "n = 3" }',
+            "more-seeds: unknown key 'way', known are P, dataset, method, ways",
+        ),
+        ('{ ways = "n = 3" }', '{ ways = "n = 4" }', "more-seeds: unknown ways 'n = 4', known are n = 2, n = 3"),
+        (
+            'columns = "ways"',
+            'columns = "ways"\nleft-out = [{ method = "local" }]',
+            "part methods: unknown method 'local', known are GFPL, Local",
+        ),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(write, old, new, words):

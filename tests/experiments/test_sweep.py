@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from gfpl_flwr.experiments import sweep as sweeping
-from gfpl_flwr.experiments.design import read_experiment
+from gfpl_flwr.experiments.design import Planned, read_experiment
 from gfpl_flwr.experiments.sweep import Place, SweepError, Told, finished, sweep
+from gfpl_flwr.flower import state
 
 
 @pytest.fixture
@@ -134,9 +136,80 @@ def test_a_killed_command_goes_on_where_it_was(write, tmp_path, data_dir):
     assert names == figures | {"outcomes.jsonl", "methods.md", "methods.tex", "methods.csv"}
 
 
+@pytest.fixture
+def one(two_methods) -> dict[str, Planned]:
+    """One run of GFPL."""
+    return {key: its for key, its in two_methods.runs().items() if its.cell.get("method") == "GFPL"}
+
+
+def test_a_run_with_visits_cut_off_or_sites_missing_is_no_finished_run(one, place):
+    (key, its), *_ = one.items()
+    list(sweep({key: its}, place, jobs=1))
+    rounds = place.runs / key / "rounds.jsonl"
+    first, second = lines = rounds.read_text().splitlines(keepends=True)
+    failing = second.replace('"status": "ok"', '"status": "failed"', 1)
+    assert failing != second
+    for content, words in [
+        (first, "rounds.jsonl holds 1 of 2 visits"),
+        ("", "rounds.jsonl holds 0 of 2 visits"),
+        (first + second[:-20], "rounds.jsonl holds 1 of 2 visits"),
+        (first + failing, "1 contributions of sites are missing"),
+        (first + second.replace('"notes": []', '"notes": [{"site": 1, "note": "its model is lost"}]'), "site 1: its"),
+    ]:
+        rounds.write_text(content)
+        told: list[str] = []
+        assert not finished({key: its}, place, told.append)
+        (line,) = told
+        assert words in line
+    rounds.write_text("".join(lines))
+    assert finished({key: its}, place, refuse)
+    (place.runs / key / "config.json").write_text('{"name": "x", "config": {}, "versions": null}')
+    assert not finished({key: its}, place, lambda _: None)
+
+
+def test_a_run_that_another_command_has_done_meanwhile_is_left_alone(one, place):
+    (key, its), *_ = one.items()
+    list(sweep({key: its}, place, jobs=1))
+    before = stamps(place)
+    (told,) = [its for its in sweep({key: its}, place, jobs=1) if its.finished]
+    assert told.failure == ""
+    assert stamps(place) == before
+
+
+def test_a_run_with_a_damaged_checkpoint_begins_anew_and_says_so(one, place):
+    (key, its), *_ = one.items()
+    list(sweep({key: its}, place, jobs=1))
+    done = finished({key: its}, place, refuse)[key]
+    state = place.runs / key / "prototypes.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    (place.runs / key / "summary.json").unlink()
+    told = list(sweep({key: its}, place, jobs=1))
+    (note,) = [news.note for news in told if news.note]
+    assert "cannot go on and begins anew" in note
+    assert told[-1].failure == ""
+    assert finished({key: its}, place, refuse)[key].accuracy == done.accuracy
+
+
+def test_a_site_whose_disk_is_full_ends_the_sweep(one, place, monkeypatch):
+    (key, its), *_ = one.items()
+    monkeypatch.setattr(state, "write_tensors", full_disk)
+    with pytest.raises(SweepError, match="the disk is full"):
+        sweeping._ending(Now(key, its, place), key, one)  # type: ignore[arg-type]
+
+
+class Now:
+    """A future whose run is done when its result is asked for, in this process."""
+
+    def __init__(self, key: str, planned: Planned, place: Place) -> None:
+        self.planned, self.place = planned, place
+
+    def result(self) -> str:
+        return sweeping._do(self.planned, self.place, queue.SimpleQueue())  # type: ignore[arg-type]
+
+
 def test_progress_tells_rounds(two_methods, place):
     (key, its), *_ = [item for item in two_methods.runs().items() if item[1].options.get("algorithm") == "gfpl"]
     told = list(sweep({key: its}, place, jobs=1))
     assert told[-1] == Told(key, 2, finished=True)
-    assert {news.rounds for news in told} <= {0, 1, 2}
+    assert [news.rounds for news in told if not news.finished] == [1, 2]
     assert Path(place.runs / key / "summary.json").exists()

@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -14,12 +15,16 @@ from gfpl_flwr.report import read_run
 
 
 def test_the_table_of_methods_by_hand(two_methods, outcomes):
-    accuracy, reach, cost = sheets_of(two_methods.parts[0], outcomes)
-    assert accuracy.columns == ["method", "n = 2", "n = 3", "std", "to 99 %"]
+    accuracy, sites, reach, cost = sheets_of(two_methods.parts[0], outcomes)
+    assert accuracy.columns == ["method", "n = 2", "n = 3"]
     # seeds 1, 2: 81, 82 -> 81.5 ± 12.706 * 0.5; seeds 1, 2, 3: 82 ± 4.303 / sqrt(3)
-    assert accuracy.rows[0] == ["Local", "81.50 ± 6.35", "82.00 ± 2.48", "2.0", "2"]
+    assert accuracy.rows[0] == ["Local", "81.50 ± 6.35", "82.00 ± 2.48"]
     # 83, 84 and 83, 84, 88, whose deviation is sqrt(7)
-    assert accuracy.rows[1][1:3] == ["83.50 ± 6.35", "85.00 ± 6.57 (99.9)"]
+    assert accuracy.rows[1] == ["GFPL", "83.50 ± 6.35", "85.00 ± 6.57 (99.9)"]
+    assert "over 2 to 3 seeds" in accuracy.notes[0]
+    assert sites.columns == ["method", "n = 2: std", "n = 2, to 99 %", "n = 3: std", "n = 3, to 99 %"]
+    assert sites.rows[0] == ["Local", "2.0", "2", "2.0", "2"]
+    assert "over 3 seeds" in reach.notes[0]
     assert reach.columns == ["method", "all", "seen", "unseen", "own", "trained"]
     assert reach.rows[0][1:4] == ["40.0 ± 0.0", "90.0 ± 0.0", "10.0 ± 0.0"]
     # two sites: 6 messages, 2 MB up and 1 MB down; 8000 numbers up in two rounds
@@ -33,10 +38,28 @@ def test_the_table_of_a_sweep_by_hand(two_methods, outcomes):
     assert sheet.rows[0][1:] == ["85.00 ± 6.57", "3.00 ± 0.00"]
 
 
-def test_what_is_missing_is_a_dash(two_methods):
-    accuracy, _, cost = sheets_of(two_methods.parts[0], {})
-    assert set(accuracy.rows[0][1:]) == {"–"}
-    assert set(cost.rows[0][1:]) == {"–"}
+def test_what_is_missing_is_a_dash_and_a_page_without_outcomes_is_left_out(two_methods, outcomes):
+    part = two_methods.parts[0]
+    local = {its.key for its in part.planned if its.cell["method"] == "Local" and its.cell["ways"] == "n = 2"}
+    some = {key: outcomes[key] for key in local}
+    accuracy, _, reach, cost = sheets_of(part, some)
+    assert accuracy.rows == [["Local", "81.50 ± 6.35", "–"], ["GFPL", "–", "– (99.9)"]]
+    assert reach.notes[0].startswith("n = 2.")  # the middle of the columns that have something
+    assert set(cost.rows[1][1:]) == {"–"}
+    assert not list(sheets_of(part, {}))
+
+
+def test_every_way_of_inference_has_its_row(two_methods, outcomes):
+    part = two_methods.parts[0]
+    ways = {"classifier": (0.8, 0.01), "etf": (0.7, 0.01)}
+    for its in part.planned:
+        if its.cell["method"] == "GFPL":
+            outcomes[its.key] = replace(outcomes[its.key], accuracy=ways)
+    (sheet,) = [sheet for sheet in sheets_of(part, outcomes) if "inference" in sheet.columns]
+    assert [row[:3] for row in sheet.rows] == [
+        ["GFPL", "classifier", "80.00 ± 0.00"],
+        ["GFPL", "etf", "70.00 ± 0.00"],
+    ]
 
 
 def test_verdicts_are_paired_over_seeds(two_methods, outcomes):
