@@ -162,7 +162,7 @@ class RunConfig:
         1, "Sites that a node hosts, one message for all of them; more than 1 needs num-sites.", at_least=1
     )
     ways: int = option(3, "n-way-k-shot: average number of classes of a site.", at_least=1)
-    ways_spread: int = option(2, "n-way-k-shot: half-width of the range of classes around ways.", at_least=0)
+    ways_spread: int = option(2, "n-way-k-shot: half-width of the ranges around ways and shots.", at_least=0)
     shots: int = option(0, "n-way-k-shot: average training samples a class; 0: the data set's.", at_least=0)
     test_shots: int = option(0, "n-way-k-shot: test samples a class; 0: the data set's.", at_least=0)
     alpha: float = option(0.5, "dirichlet: concentration; smaller is more uneven.", above=0)
@@ -179,8 +179,8 @@ class RunConfig:
     # model and local training
     model: str = option("auto", "Extractor; auto: resnet18 for CIFAR, else cnn.", choices=("auto", "cnn", "resnet18"))
     rounds: int = option(80, "T: local rounds of every site.", at_least=1)
-    local_epochs: int = option(1, "Passes over a site's data in one local round.", at_least=1)
-    batch_size: int = option(0, "Samples a step; 0: 4 for the cnn, 32 for resnet18.", at_least=0)
+    local_epochs: int = option(1, "Passes over a site's data in one local round; fedrep has its own.", at_least=1)
+    batch_size: int = option(0, "Samples a step; 0: the data set's; 32 for resnet18.", at_least=0)
     learning_rate: float = option(0.01, "Step size of SGD, in local training and in retraining.", above=0)
     momentum: float = option(0.5, "Momentum of SGD; it starts at zero in every round.", at_least=0, below=1)
     weight_decay: float = option(0.0, "L2 penalty of SGD.", at_least=0)

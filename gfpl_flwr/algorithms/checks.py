@@ -54,7 +54,7 @@ def check_means(tensors: Mapping[str, Tensor], *, feature_dim: int, num_classes:
 
 
 def check_bank(
-    bank: GaussianPrototypes, *, feature_dim: int, num_classes: int | None, num_components: int, samples: int
+    bank: GaussianPrototypes, *, feature_dim: int, num_classes: int | None, num_components: int, samples: int | None
 ) -> None:
     """Refuse anything but float32 prototypes that a site of the run could have fitted.
 
@@ -63,7 +63,8 @@ def check_bank(
         feature_dim: D.
         num_classes: C; None where only the sites know.
         num_components: most of a class.
-        samples: most that the components of a class may stand for.
+        samples: of the site where components count them, most that all together may stand for; None where the
+            components of a class count as one sample.
 
     Raises:
         ValueError: says what was expected and what came.
@@ -80,8 +81,10 @@ def check_bank(
         counts = bank.counts[bank.labels == label]
         if len(counts) > num_components:
             raise ValueError(f"class {label} has {len(counts)} components, at most {num_components} were asked for")
-        if float(counts.sum()) > samples * 1.001:
-            raise ValueError(f"class {label} counts {float(counts.sum()):g} samples, the site has {samples}")
+        if samples is None and float(counts.sum()) > 1.001:
+            raise ValueError(f"class {label} counts {float(counts.sum()):g} samples, without counts it is one")
+    if samples is not None and float(bank.counts.sum()) > samples * 1.001:
+        raise ValueError(f"components count {float(bank.counts.sum()):g} samples, the site has {samples}")
 
 
 def _check_classes(labels: Tensor, num_classes: int | None) -> None:

@@ -77,7 +77,7 @@ class FedFA(ModelAveraging):
 
         DEPARTURE: the released code averages batch means while weights change, and divides by the number of all
         batches, also of those without the class, which shrinks anchors the more the smaller batches are. Here it is
-        the mean feature of the trained model, in evaluation mode.
+        the mean feature of the trained model, in evaluation mode, once a round however many its local epochs.
         """
         features = yield Features(site, "prototypes", site.train)
         own = class_means(features.cpu(), site.train.labels.cpu())

@@ -44,9 +44,11 @@ class FedPA(ModelAveraging):
 
     name: ClassVar[str] = "fedpa"
 
-    generated_weight: float = option(25.0, "Weight of generated features in the first rounds; it decays.", at_least=0)
+    generated_weight: float = option(
+        25.0, "Weight of generated features in the first rounds; it decays, to no less than 0.0001.", at_least=0
+    )
     prototype_weight: float = option(
-        5.0, "Weight of the distance to the prototype in the first rounds; it decays.", at_least=0
+        5.0, "Weight of the distance to the prototype in the first rounds; it decays to the floor.", at_least=0
     )
     prototype_floor: float = option(0.15, "Least weight of the distance to the prototype.", at_least=0)
     noise_dim: int = option(32, "Width of the generator's noise.", at_least=1)
@@ -180,8 +182,11 @@ class FedPA(ModelAveraging):
         return generator
 
     def _train_generator(self, state: Tensors, replies: Sequence[Reply], counts: Tensor) -> dict[str, Tensor]:
-        """Return generator and optimizer after a round's steps; those before it where no class has two samples."""
-        qualified = (counts.max(0).values > 1).nonzero()[:, 0]
+        """Return generator and optimizer after a round's steps; those before it where no class has a sample.
+
+        The released code asks for more than one sample of a class at some site, of counts that begin at one.
+        """
+        qualified = (counts.sum(0) > 0).nonzero()[:, 0]
         if not len(qualified):
             return {}
         round = int(state[ROUND])

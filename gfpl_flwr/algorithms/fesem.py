@@ -62,7 +62,10 @@ class FeSEM(ModelAveraging):
         super().check_reply(reply, state=one, feature_dim=feature_dim, num_classes=num_classes)
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
-        """Give every model to the nearest centre, and move the centres; a site that did not answer keeps its own."""
+        """Give every model to the nearest centre, and move the centres; a site that did not answer keeps its own.
+
+        A centre whose sites are all silent stays where it is.
+        """
         if not replies:
             return dict(state)
         centres, members = _centres(state), {key: value for key, value in state.items() if key.startswith(MEMBER)}
@@ -73,7 +76,9 @@ class FeSEM(ModelAveraging):
             centres = {name: models[name][first] for name in names}
         distances = torch.cdist(self._flat(models), self._flat(centres))
         nearest = distances.argmin(1)
-        for centre in range(len(distances[0])):
+        answered = {f"{MEMBER}{reply.site}" for reply in replies}
+        silent = {int(centre) for key, centre in members.items() if key not in answered}
+        for centre in set(range(len(distances[0]))) - silent:
             if not (nearest == centre).any() and (taken := self._spare(distances, nearest)) is not None:
                 nearest[taken] = centre
         moved = {

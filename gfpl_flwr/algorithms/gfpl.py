@@ -254,11 +254,15 @@ class GFPL(Algorithm):
             feature_dim=feature_dim,
             num_classes=num_classes,
             num_components=self.num_components,
-            samples=reply.samples if self.share_counts else 1,
+            samples=reply.samples if self.share_counts else None,
         )
 
     def aggregate(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Tensor]:
-        """Fuse the components of all sites (Algorithm 1); without any component the old state stays."""
+        """Fuse the components of all sites (Algorithm 1).
+
+        A class that no reply has keeps its fused components of before, without any component the whole state stays:
+        a site that misses an exchange takes no class from the others. The paper has no absent sites.
+        """
         banks = [decompress(reply.tensors, self.precision) for reply in replies]
         if not any(len(bank) for bank in banks):
             return dict(state)
@@ -269,21 +273,25 @@ class GFPL(Algorithm):
             rule="first_fit" if self.rule == "first_fit" else "closest_pair",
             merge="average" if self.merge == "average" else "moment",
         )
-        return dict(fused.to_tensors())
+        old = GaussianPrototypes.from_tensors(state) if state else fused.rows(fused.labels < 0)
+        kept = old.rows(~torch.isin(old.labels, fused.labels))
+        return dict(
+            GaussianPrototypes.concat([fused, kept]).canonical().to_tensors() if len(kept) else fused.to_tensors()
+        )
 
     def downlink(self, state: Tensors, site: SiteName | None = None) -> dict[str, Tensor]:
         """Return the fused prototypes as they travel; nothing where there are none yet."""
         return compress(GaussianPrototypes.from_tensors(state), self.precision) if state else {}
 
     def describe(self, state: Tensors, replies: Sequence[Reply]) -> dict[str, Any] | None:
-        """Return how many components came and how many are left, in all and by class."""
+        """Return how many components came and how many are left of their classes, in all and by class."""
         before = Counter(int(label) for reply in replies for label in reply.tensors["labels"])
-        after = Counter(int(label) for label in state.get("labels", ()))
+        after = Counter(label for label in map(int, state.get("labels", ())) if label in before)
         came, left = before.total(), after.total()
         return {
             "components_in": came,
             "components_out": left,
             "merge_rate": 1 - left / came if came else 0.0,
-            "by_class": {str(label): [before[label], after[label]] for label in sorted(before | after)},
+            "by_class": {str(label): [before[label], after[label]] for label in sorted(before)},
             "suppressed_classes": sum(int(reply.diagnostics.get("suppressed_classes", 0)) for reply in replies),
         }

@@ -202,7 +202,7 @@ def _lloyd(rows: Floats, clusters: Integers, components: int, sums: Floats) -> N
 
 @_compiled
 def _hard_moments(rows: Floats, clusters: Integers, counts: Floats, means: Floats, variances: Floats) -> None:
-    """Sums of counts, values and squares of each cluster."""
+    """Sums of counts, values and squares of each cluster but the first, which has what the others leave."""
     for k in range(len(counts)):
         counts[k] = 0.0
         _fill(means[k], 0.0)

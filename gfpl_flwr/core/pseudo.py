@@ -13,7 +13,6 @@ def sample(
     *,
     per_class: int,
     generator: torch.Generator,
-    clamp_min: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the same number of features from the mixture of every class in the bank.
 
@@ -24,8 +23,6 @@ def sample(
         bank: the mixtures, dimension D.
         per_class: features drawn from each class, at least 0.
         generator: source of all draws; the result depends on its state, the bank and ``per_class`` alone.
-        clamp_min: lower bound applied to every coordinate, in units of the features; ``0.0`` for features
-            that come out of a ReLU. None applies none.
 
     Returns:
         Features, shape (per_class * number of classes, D), in the dtype and on the device of the bank, and
@@ -53,6 +50,4 @@ def sample(
     rows = order[(first[:, None] + component).flatten()]
     noise = torch.randn(len(rows), bank.dim, generator=generator, device=generator.device, dtype=dtype)
     features = torch.addcmul(bank.means[rows], bank.variances[rows].sqrt(), noise.to(device))
-    if clamp_min is not None:
-        features = features.clamp_min(clamp_min)
     return features, classes.repeat_interleave(per_class)

@@ -8,7 +8,7 @@
 ``hub``         every partition as a ``flwr_datasets`` partitioner, where that package is installed
 """
 
-from gfpl_flwr.data.datasets import DatasetNotFoundError, ImageDataset, load, normalisation, to_float
+from gfpl_flwr.data.datasets import DatasetNotFoundError, ImageDataset, load, normalisation
 from gfpl_flwr.data.partitions import SCHEMES, partition
 from gfpl_flwr.data.shots import default_test_shots, shot_range
 from gfpl_flwr.data.sites import SiteIndices, label_counts
@@ -24,5 +24,4 @@ __all__ = [
     "normalisation",
     "partition",
     "shot_range",
-    "to_float",
 ]

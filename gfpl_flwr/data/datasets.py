@@ -14,7 +14,7 @@ from gfpl_flwr.data.folders import FOLDER, folder_file, read_folder
 from gfpl_flwr.data.prepared import preparing, read_prepared, write_prepared
 from gfpl_flwr.data.sources import CLASSES, SOURCES, DatasetNotFoundError, Prepared
 
-__all__ = ["DatasetNotFoundError", "ImageDataset", "load", "normalisation", "to_float"]
+__all__ = ["DatasetNotFoundError", "ImageDataset", "load", "normalisation"]
 
 _GREY_DIGITS = ((0.1307,), (0.3081,))
 _NORMALISATION = {
@@ -91,34 +91,6 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     the middle of a run the features of a site can die at once and stay dead.
     """
     return _NORMALISATION.get(name, ((0.5,), (0.5,)))
-
-
-def to_float(
-    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], *, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Convert pixels to normalised floats, ``(images / 255 - mean) / std`` per channel.
-
-    Args:
-        images: uint8 (B, channels, H, W).
-        mean: one value per channel, or one for all, as a share of 255.
-        std: the same; > 0.
-        dtype: of the result.
-
-    Returns:
-        (B, channels, H, W) on the device of ``images``.
-
-    Raises:
-        ValueError: when the images are not uint8 or the number of channels does not fit.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f"images must be uint8 (B, channels, H, W), got {images.dtype} {tuple(images.shape)}")
-    for what, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, images.shape[1]):
-            raise ValueError(f"{what} must have 1 or {images.shape[1]} values, one per channel, got {len(values)}")
-    shape = (1, -1, 1, 1)
-    centre = torch.tensor(mean, dtype=dtype, device=images.device).view(shape)
-    scale = torch.tensor(std, dtype=dtype, device=images.device).view(shape)
-    return images.to(dtype).div_(255).sub_(centre).div_(scale)
 
 
 def _store(path: Path, name: str, prepared: Prepared) -> None:

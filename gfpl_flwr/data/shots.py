@@ -38,7 +38,9 @@ def shot_range(dataset: str, shots: int, spread: int) -> tuple[int, int]:
     low = shots - spread + 1
     high = max(low, shots + spread - 2) if dataset == "mnist" else shots + spread
     if low < 1:
-        raise ValueError(f"shots must be at least its spread, got shots {shots} and spread {spread}")
+        raise ValueError(
+            f"shots = {shots} must be at least {spread}: the spread of the classes (ways-spread) is that of shots too"
+        )
     return low, high
 
 

@@ -62,7 +62,7 @@ def dirichlet(
     sizes = np.array([len(of_class) for of_class in rows], dtype=np.int64)
     if min_samples * num_sites > sizes.sum():
         raise ValueError(
-            f"dirichlet: {num_sites} sites with at least {min_samples} samples each need "
+            f"{num_sites} sites with at least {min_samples} samples each need "
             f"{min_samples * num_sites}, there are {sizes.sum()}"
         )
     smallest = 0
@@ -74,9 +74,9 @@ def dirichlet(
             test = deal_test(counts, test_labels, generator)
             return [SiteIndices(*site) for site in zip(deal(counts, rows), test, strict=True)]
     raise ValueError(
-        f"dirichlet: none of {max_tries} draws with alpha {alpha} gave every one of {num_sites} sites "
+        f"none of {max_tries} draws of Dirichlet shares with alpha {alpha} gave every one of {num_sites} sites "
         f"{min_samples} samples; the best left a site with {smallest}. A small alpha gives each class to few "
-        "sites: raise alpha, or lower min_samples or the number of sites"
+        "sites: raise alpha or lower the number of sites"
     )
 
 
@@ -108,7 +108,7 @@ def shards(
     total = num_sites * shards_per_site
     if shards_per_site < 1 or total > len(train_labels):
         raise ValueError(
-            f"shards: {num_sites} sites with shards_per_site {shards_per_site} need {total} shards, between "
+            f"shards: {num_sites} sites with {shards_per_site} shards each need {total} shards, between "
             f"1 and the number of training samples, {len(train_labels)}"
         )
     rows = [generator.permutation(of_class) for of_class in rows_by_class(train_labels, num_classes)]
@@ -221,7 +221,7 @@ def by_writer(
     needed = num_sites * max(writers_per_site, 1)
     if writers_per_site < 0 or needed > len(people):
         raise ValueError(
-            f"writers: {num_sites} sites with writers_per_site {writers_per_site} need {needed} writers, "
+            f"writers: {num_sites} sites with {writers_per_site} writers each need {needed} writers, "
             f"there are {len(people)} with training samples"
         )
     drawn = generator.permutation(people)

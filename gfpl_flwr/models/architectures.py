@@ -20,9 +20,10 @@ M = TypeVar("M", bound=nn.Module)
 def seeded_init(build: Callable[[], M], seed: int) -> M:
     """Build a module whose initial weights depend on the seed alone.
 
-    torch's layers draw their initial weights from the global generator, which is therefore set for the time of
-    ``build`` and restored afterwards. Every site builds the same initial model from the broadcast seed, so that
-    no weight travels (GFPL, section 3.1, has the server send the initial model once).
+    torch's layers draw their initial weights from the processor's global generator, which is therefore set for the
+    time of ``build`` and restored afterwards; those of GPUs are left set, and nothing here draws from them. Every
+    site builds the same initial model from the broadcast seed, so that no weight travels (GFPL, section 3.1, has the
+    server send the initial model once).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

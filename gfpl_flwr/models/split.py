@@ -35,7 +35,7 @@ class SplitModel(nn.Module):
         self.classifier = nn.Linear(classifier_dim or feature_dim, num_classes)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind the features: those that retraining trains (equation 14)."""
+        """Return the parameters behind the features: W_p and h of equation 14."""
         inside = {id(parameter) for parameter in self.extractor.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in inside]
 

@@ -126,12 +126,17 @@ def test_the_generators_training_goes_on_where_it_was():
     assert {float(step) for step in steps} == {8.0}
 
 
-def test_without_two_samples_of_a_class_anywhere_the_generator_stays():
+def test_the_generator_is_trained_on_every_class_that_sites_will_draw():
     algorithm = FedPA(generator_steps=4)
     state = state_of(algorithm)
-    found = algorithm.aggregate(state, [sent([[1.0], [0.0]], [1.0, 0.0], 1)])
     name = GENERATOR + "layers.0.weight"
-    assert torch.equal(found[name], state[name])
+    none = algorithm.aggregate(state, [sent([[1.0], [0.0]], [0.0, 0.0], 1)])
+    assert torch.equal(none[name], state[name])
+    one = algorithm.aggregate(
+        state, [sent([[1.0], [0.0]], [1.0, 0.0], 1)]
+    )  # one sample is enough for a site to draw it
+    assert one["label_counts"].tolist() == [1.0, 0.0]
+    assert not torch.equal(one[name], state[name])
 
 
 def test_a_site_is_handed_no_state_of_an_optimizer(make_site):

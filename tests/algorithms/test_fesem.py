@@ -58,6 +58,17 @@ def test_sites_change_their_centre_and_one_that_is_silent_keeps_it():
     assert state["centres/extractor.weight"][before[3]].unique().tolist() == [8.0]  # nobody moved it
 
 
+def test_a_centre_whose_sites_are_all_silent_stays_where_it_is():
+    algorithm = FeSEM()
+    state = algorithm.aggregate(start(algorithm), replies(0.0, 1.0, 100.0, 101.0))
+    before = members(state)
+    assert before[0] == before[1] != before[2] == before[3]
+    state = algorithm.aggregate(state, replies(0.0, 2.0))  # sites 0 and 1
+    assert members(state) == before
+    centres = state["centres/extractor.weight"]
+    assert [centres[before[site]].unique().tolist() for site in (0, 2)] == [[1.0], [100.5]]
+
+
 def test_centres_do_not_collapse():
     algorithm = FeSEM(num_centres=3)
     state = algorithm.aggregate(start(algorithm), replies(0.0, 0.1, 10.0, 10.1, 20.0))

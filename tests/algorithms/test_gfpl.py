@@ -283,6 +283,18 @@ def test_an_exchange_in_which_no_site_has_a_prototype_keeps_the_old_ones():
     assert torch.equal(algorithm.aggregate(state, [empty])["means"], state["means"])
 
 
+def test_a_class_of_which_no_site_sent_anything_keeps_its_prototypes():
+    _, algorithm = gfpl()
+    first, second = reply_of([0, 1], [30.0, 10.0], [[0.0], [5.0]]), reply_of([0, 2], [30.0, 10.0], [[0.1], [9.0]])
+    state = algorithm.aggregate({}, [first, second])
+    moved = reply_of([0, 1], [30.0, 10.0], [[1.0], [6.0]])
+    after = algorithm.aggregate(state, [moved])  # the second site, the only one with class 2, is silent
+    assert after["labels"].tolist() == [0, 1, 2]
+    assert after["means"].flatten().tolist() == [1.0, 6.0, 9.0]
+    told = algorithm.describe(after, [moved])
+    assert (told["components_in"], told["components_out"], told["by_class"]) == (2, 2, {"0": [1, 1], "1": [1, 1]})
+
+
 def changed(**arrays: torch.Tensor) -> Reply:
     sound = reply_of([0], [3.0], [[0.0, 0.0, 0.0]])
     return dataclasses.replace(sound, tensors={**sound.tensors, **arrays})
@@ -302,7 +314,7 @@ def changed(**arrays: torch.Tensor) -> Reply:
         (changed(means=torch.full((1, 3), 1e30)), "means must be finite and at most 1e\\+06"),
         (changed(variances=torch.full((1, 3), 3e38)), "variances must be finite and at most 1e\\+09"),
         (changed(counts=torch.tensor([3e38])), "counts must be finite and at most 1e\\+09"),
-        (changed(counts=torch.tensor([41.0])), "class 0 counts 41 samples, the site has 40"),
+        (changed(counts=torch.tensor([41.0])), "components count 41 samples, the site has 40"),
         (reply_of([0] * 3, [1.0] * 3, [[0.0] * 3] * 3), "class 0 has 3 components, at most 2"),
         (
             changed(
@@ -319,6 +331,20 @@ def test_a_reply_that_is_no_bank_of_this_run_is_refused(reply, words):
     algorithm.check_reply(changed(), state={}, feature_dim=3, num_classes=10)
     with pytest.raises(ValueError, match=words):
         algorithm.check_reply(reply, state={}, feature_dim=3, num_classes=10)
+
+
+def test_all_classes_together_stand_for_no_more_samples_than_the_site_has():
+    _, algorithm = gfpl()
+    algorithm.check_reply(reply_of([0, 1], [20.0, 20.0], [[0.0], [1.0]]), state={}, feature_dim=1, num_classes=2)
+    with pytest.raises(ValueError, match="components count 50 samples, the site has 40"):
+        algorithm.check_reply(reply_of([0, 1], [20.0, 30.0], [[0.0], [1.0]]), state={}, feature_dim=1, num_classes=2)
+
+
+def test_a_class_whose_count_is_withheld_counts_as_one_sample():
+    _, algorithm = gfpl(gfpl__share_counts=False)
+    algorithm.check_reply(reply_of([0, 1], [1.0, 1.0], [[0.0], [1.0]]), state={}, feature_dim=1, num_classes=2)
+    with pytest.raises(ValueError, match="class 1 counts 2 samples, without counts it is one"):
+        algorithm.check_reply(reply_of([0, 1], [1.0, 2.0], [[0.0], [1.0]]), state={}, feature_dim=1, num_classes=2)
 
 
 def test_prototypes_that_make_retraining_diverge_cost_a_site_nothing():

@@ -108,7 +108,7 @@ def scales(*values: float) -> torch.Tensor:
             r"variances must be finite and at most 1e\+09",
         ),
         ("int8", {"scales": scales(1, -128, 1, math.nan)}, r"scales must be finite"),
-        ("float16", {"counts": torch.tensor([41.0])}, r"class 0 counts 41 samples, the site has 40"),
+        ("float16", {"counts": torch.tensor([41.0])}, r"components count 41 samples, the site has 40"),
         ("float16", {"labels": torch.tensor([10], dtype=torch.uint8)}, r"labels must be below 10"),
         ("int8", {"labels": torch.tensor([-1], dtype=torch.int32)}, r"labels must be >= 0"),
         ("int8", {"weights": torch.ones(1)}, r"unknown \['weights'\]"),

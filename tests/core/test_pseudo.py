@@ -68,13 +68,6 @@ def test_generator_decides_and_global_randomness_is_untouched():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_clamp_bounds_the_same_draws():
-    free, _ = sample(bank(), per_class=50, generator=seeded(5))
-    clamped, _ = sample(bank(), per_class=50, generator=seeded(5), clamp_min=0.0)
-    assert free.min() < 0
-    assert torch.equal(clamped, free.clamp_min(0.0))
-
-
 def test_empty_bank_and_no_draws_give_no_rows():
     for source, per_class in ((GaussianPrototypes.empty(3), 5), (bank(), 0)):
         features, labels = sample(source, per_class=per_class, generator=seeded())

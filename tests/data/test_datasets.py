@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gfpl_flwr.data import datasets
-from gfpl_flwr.data.datasets import DatasetNotFoundError, ImageDataset, load, normalisation, to_float
+from gfpl_flwr.data.datasets import DatasetNotFoundError, ImageDataset, load
 from gfpl_flwr.data.prepared import write_prepared
 
 
@@ -154,25 +154,6 @@ def test_the_package_imports_without_what_a_small_device_lacks():
     code = f"import sys, gfpl_flwr.data; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(("name", "channels"), [("mnist", 1), ("cifar10", 3), ("cifar100", 3), ("digits", 3)])
-def test_to_float_equals_torchvisions_transforms(name, channels):
-    from torchvision.transforms import Compose, Normalize, ToTensor
-
-    mean, std = normalisation(name)
-    images = torch.randint(0, 256, (5, channels, 6, 7), dtype=torch.uint8)
-    transform = Compose([ToTensor(), Normalize(mean, std)])
-    expected = torch.stack([transform(image.permute(1, 2, 0).numpy()) for image in images])
-    torch.testing.assert_close(to_float(images, mean, std), expected, rtol=0, atol=1e-6)
-
-
-def test_to_float_of_what_it_cannot_convert():
-    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"images must be uint8.*float32"):
-        to_float(images.float(), (0.5,), (0.5,))
-    with pytest.raises(ValueError, match="std must have 1 or 3 values, one per channel, got 2"):
-        to_float(images, (0.5,), (0.5, 0.5))
 
 
 @pytest.mark.parametrize(

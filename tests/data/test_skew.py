@@ -81,7 +81,7 @@ def test_dirichlet_keeps_the_minimum():
 
 
 def test_dirichlet_gives_up_and_explains():
-    message = "none of 25 draws with alpha 0.01 gave every one of 12 sites 20 samples; the best .* with 0"
+    message = "none of 25 draws .* with alpha 0.01 gave every one of 12 sites 20 samples; the best .* with 0"
     with pytest.raises(ValueError, match=message):
         split_dirichlet(12, 0.01, min_samples=20, max_tries=25)
     with pytest.raises(ValueError, match="12 sites with at least 40 samples each need 480, there are 360"):
@@ -102,7 +102,7 @@ def test_shards_limit_the_classes_of_a_site():
     assert (counts.sum(axis=1) == 40).all()
     assert ((counts > 0).sum(axis=1) <= 2).all()
     assert set(np.unique(counts)) <= {0, 20, 40}
-    with pytest.raises(ValueError, match="6 sites with shards_per_site 50 need 300 shards"):
+    with pytest.raises(ValueError, match="6 sites with 50 shards each need 300 shards"):
         shards(labels, labels, 6, num_classes=CLASSES, shards_per_site=50, generator=np.random.default_rng(0))
 
 
@@ -152,7 +152,7 @@ def test_every_site_gets_whole_writers():
         for site, own in zip(sites, people, strict=True):
             assert np.array_equal(site.train, np.flatnonzero(np.isin(train, list(own))))
             assert np.array_equal(site.test, np.flatnonzero(np.isin(test, list(own))))
-    with pytest.raises(ValueError, match="4 sites with writers_per_site 3 need 12 writers, there are 9"):
+    with pytest.raises(ValueError, match="4 sites with 3 writers each need 12 writers, there are 9"):
         by_writer(train, test, 4, writers_per_site=3, generator=np.random.default_rng(1))
 
 

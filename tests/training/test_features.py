@@ -5,13 +5,27 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+from gfpl_flwr.data import normalisation
 from gfpl_flwr.training import Features
+from gfpl_flwr.training.site import Images
 
 
 def plain(site):
     with torch.no_grad():
         return site.model.eval().extractor(site.train.pixels(slice(None)))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("mnist", 1), ("cifar10", 3), ("cifar100", 3), ("digits", 3)])
+def test_pixels_are_those_of_torchvisions_transforms(name, channels):
+    mean, std = normalisation(name)
+    images = torch.randint(0, 256, (5, channels, 6, 7), dtype=torch.uint8)
+    transform = Compose([ToTensor(), Normalize(mean, std)])
+    expected = torch.stack([transform(image.permute(1, 2, 0).numpy()) for image in images])
+    statistics = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    pixels = Images(images, torch.zeros(5, dtype=torch.int64), *statistics).pixels(slice(None))
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
 
 
 def cut(site, samples):
