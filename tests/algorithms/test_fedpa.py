@@ -132,9 +132,7 @@ def test_the_generator_is_trained_on_every_class_that_sites_will_draw():
     name = GENERATOR + "layers.0.weight"
     none = algorithm.aggregate(state, [sent([[1.0], [0.0]], [0.0, 0.0], 1)])
     assert torch.equal(none[name], state[name])
-    one = algorithm.aggregate(
-        state, [sent([[1.0], [0.0]], [1.0, 0.0], 1)]
-    )  # one sample is enough for a site to draw it
+    one = algorithm.aggregate(state, [sent([[1.0], [0.0]], [1.0, 0.0], 1)])
     assert one["label_counts"].tolist() == [1.0, 0.0]
     assert not torch.equal(one[name], state[name])
 
