@@ -106,7 +106,7 @@ def n_way_k_shot(
     if fewest > most:
         raise ValueError(
             f"n-way-k-shot gives a site between 2 and C-1 = {num_classes - 1} classes; "
-            f"ways {ways} with ways_spread {ways_spread} leaves no number in that range"
+            f"ways = {ways} with ways-spread = {ways_spread} leaves no number in that range"
         )
     train_rows, test_rows = (
         [generator.permutation(rows) for rows in rows_by_class(labels, num_classes)]
@@ -134,7 +134,7 @@ def _shortage(site: int, n: int, wanted: Indices, stock: Indices, taken: Indices
     split = int(enough[1].sum() < enough[0].sum())
     label = int(np.argmin(left[split] - wanted[split]))
     holders, gone = int((taken[:, split, label] > 0).sum()), stock[split, label] - left[split, label]
-    what, option = (("training", "shots"), ("test", "test_shots"))[split]
+    what, option = (("training", "shots"), ("test", "test-shots"))[split]
     return (
         f"n-way-k-shot: site {site} of {len(taken)} needs {n} classes with {wanted[0]} training and "
         f"{wanted[1]} test samples left, {enough.all(axis=0).sum()} of {stock.shape[1]} have them: "

@@ -140,7 +140,7 @@ def test_the_error_says_which_class_ran_out_and_what_to_lower():
     )
     with pytest.raises(ValueError, match=message):
         draw(4, train=labels_of(3, 25), **options)
-    with pytest.raises(ValueError, match=r"has 5 test samples, earlier sites \(1\) took 4; lower test_shots"):
+    with pytest.raises(ValueError, match=r"has 5 test samples, earlier sites \(1\) took 4; lower test-shots"):
         draw(20, test=labels_of(10, 5))
 
 
@@ -152,9 +152,9 @@ def test_no_test_split_when_none_is_asked_for():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 2}, "between 2 and C-1 = 1 classes; ways 3 with ways_spread 2"),
-        ({"ways": 14}, "between 2 and C-1 = 9 classes; ways 14 with ways_spread 2"),
-        ({"ways": 1, "ways_spread": 0}, "ways 1 with ways_spread 0 leaves no number"),
+        ({"num_classes": 2}, "between 2 and C-1 = 1 classes; ways = 3 with ways-spread = 2"),
+        ({"ways": 14}, "between 2 and C-1 = 9 classes; ways = 14 with ways-spread = 2"),
+        ({"ways": 1, "ways_spread": 0}, "ways = 1 with ways-spread = 0 leaves no number"),
         ({"ways": 0}, "ways must be >= 1.*got 0"),
         ({"shots": (5, 4)}, "got 5 to 4"),
         ({"shots": (0, 4)}, "got 0 to 4"),
