@@ -203,10 +203,10 @@ def canonical_order(features: Tensor, order: Tensor, labels: Tensor) -> Tensor:
     return by_value[labels[by_value].argsort(stable=True)]
 
 
-def grouped(pending: Sequence[int], keys: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Yield the pending problems that share a key, key by key."""
-    for key in sorted({keys[problem] for problem in pending}):
-        yield key, [problem for problem in pending if keys[problem] == key]
+def grouped(pending: Sequence[int], keys: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Return the pending problems that share a key, key by key: as the keys are now, whatever they become."""
+    distinct = sorted({keys[problem] for problem in pending})
+    return [(key, [problem for problem in pending if keys[problem] == key]) for key in distinct]
 
 
 def _likeliest_start(data: Problems, components: int, restarts: int, stop: Stop, space: Space) -> Mixtures:

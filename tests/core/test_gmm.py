@@ -202,6 +202,22 @@ def test_search_goes_on_before_a_component_is_given_up():
     assert sorted(bank.counts.round().tolist()) == [50, 51]
 
 
+def test_a_class_that_is_searched_again_beside_others_is_fitted_once():
+    # 100 samples are searched fast, 99 with more starts. Three outliers are too few for a component: class 0 is
+    # searched again as class 1 is from the first.
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(199, 4, generator=generator)
+    features[:3] += 50
+    labels = torch.tensor([0] * 100 + [1] * 99)
+    both = fit_class_mixtures(features, labels, num_components=2, min_component_samples=5)
+    for label, size in ((0, 100), (1, 99)):
+        alone = fit_class_mixtures(
+            features[labels == label], labels[labels == label], num_components=2, min_component_samples=5
+        )
+        assert torch.equal(both.of_class(label).means, alone.means)
+        assert both.of_class(label).counts.sum().item() == pytest.approx(size)
+
+
 def test_found_components_are_those_that_made_the_data():
     features, labels = blobs([4000], 5)
     bank = fit_class_mixtures(features, labels, generator=seeded())
