@@ -145,8 +145,10 @@ def table(
             output_dir=output_dir.expanduser().resolve(),
             data_dir=(data_dir or Path("data")).expanduser().resolve(),
         )
-        if make(wish, dry=dry):
-            raise typer.Exit(1)
+        missing = make(wish, dry=dry)
+    if missing:
+        typer.secho(f"{missing} runs failed, see above; the same command tries them again", err=True, fg="red")
+        raise typer.Exit(1)
 
 
 @app.command(name="config")

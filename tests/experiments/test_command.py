@@ -54,6 +54,16 @@ def test_a_dry_run_says_what_is_missing(write, tmp_path, data_dir):
     assert "Digits, Local, n = 2, seed 1" in done.stderr
 
 
+def test_runs_that_failed_are_told_and_the_rest_is_shown(write, tmp_path, data_dir):
+    path = write(('GFPL = { algorithm = "gfpl" }', 'GFPL = { algorithm = "gfpl", learning-rate = 1e30 }'))
+    words = ["--only", "part=methods", "--only", "ways=n = 2", "--seeds", "1", "--jobs", "1"]
+    done = gfpl("table", str(path), *words, "--output-dir", str(tmp_path / "out"), "--data-dir", str(data_dir))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == "1 runs failed, see above; the same command tries them again"
+    assert "lower learning-rate" in done.stderr
+    assert "| Local" in (tmp_path / "out" / "small" / "methods.md").read_text()
+
+
 @pytest.mark.slow
 def test_what_is_written_is_all_that_is_done_and_a_changed_experiment_stands_apart(write, tmp_path, data_dir):
     words = ["table", str(write()), "--only", "part=methods", "--seeds", "1", "--jobs", "1"]
