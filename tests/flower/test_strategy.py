@@ -106,6 +106,20 @@ def float64_means(reply: Message) -> Message:
     return reply
 
 
+def astronomic_shape(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    means = record["means"]
+    record["means"] = Array(dtype="float32", shape=(2**31,) * 500, stype=means.stype, data=means.data)
+    return reply
+
+
+def negative_shape(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    means = record["means"]
+    record["means"] = Array(dtype="float32", shape=(-(10**6), 50), stype=means.stype, data=means.data)
+    return reply
+
+
 def without_classifier(reply: Message) -> Message:
     reply.content["measures"].pop("correct.classifier")
     return reply
@@ -136,6 +150,8 @@ def not_a_number(reply: Message) -> Message:
         (other_run, "run 'another'"),
         (extra_array, "weights"),
         (float64_means, "must be float32"),
+        (astronomic_shape, "'means' has 500 dimensions"),
+        (negative_shape, "sides must be integers >= 0"),
         (without_classifier, "correct.classifier is missing"),
         (other_rounds, "the visit covers"),
         (other_classes, "not among the 10"),
@@ -151,6 +167,7 @@ def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change,
     assert reason in failures(record[1])[1]
     assert not failures(record[0])
     assert not failures(record[2])  # it takes part again
+    assert 0 <= record[1]["scalars_up"] < 2 * record[2]["scalars_up"]
 
 
 def test_a_silent_site_is_waited_for_until_the_deadline_and_no_longer(flat):
