@@ -23,7 +23,7 @@ class Attendance:
 
     Attributes:
         expected: number of sites: the configured one, else that of the nodes that have been connected at once.
-        sites: node id to the sites that it said, truthfully, it hosts.
+        sites: node id to the sites that it said, truthfully, it hosts; in the order in which the nodes first did.
         finished: site to the last visit that it answered.
     """
 
@@ -76,16 +76,21 @@ class Attendance:
         """Return the sites of a node; before it has said which they are, its own name for each."""
         return self.sites.get(node, [f"node {self._titles.get(node, node)}"] * self.config.sites_per_node)
 
-    def hosted(self, site: SiteName, node: int, place: int) -> Sequence[SiteName]:
+    def hosted(self, site: SiteName, node: int, place: int, connected: Set[int]) -> Sequence[SiteName]:
         """Return the sites of the node that a site is of.
+
+        Nobody but the node itself says which site it is. So a site is the first connected node's that answered as
+        it: no other takes its name meanwhile, and a node that has a new id after a restart can once its old one is
+        gone.
 
         Args:
             site: that the node says it is.
             node: its id.
             place: the site's among those of its node.
+            connected: ids of the nodes that the visit was sent to.
 
         Raises:
-            ValueError: the node, or its place in it, is another site's.
+            ValueError: the node, or its place in it, is another site's; or the site is another node's.
         """
         each = self.config.sites_per_node
         hosted: Sequence[SiteName] = self.sites.get(node, ())
@@ -99,6 +104,15 @@ class Attendance:
             raise ValueError(f"says it is site {site}, but its node hosts no more than {len(hosted)} sites")
         if hosted[place] != site:
             raise ValueError(f"says it is site {site}, but it was site {hosted[place]}")
+        for earlier, its in self.sites.items():
+            if earlier == node:
+                break
+            if site in its and earlier in connected:
+                self.sites.pop(node, None)  # what it took over in the other's absence is the other's again
+                raise ValueError(
+                    f"says it is site {site}, which is another node's that is connected: two nodes have the same "
+                    "partition-id or site, or it came back under a new id and the old one still counts as connected"
+                )
         return hosted
 
     def strangers(self, heard: Set[SiteName]) -> list[SiteName]:

@@ -42,6 +42,11 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def asked(self) -> set[int]:
+        """Ids of the nodes that the visit was sent to."""
+        return {node for node, _ in self.sent.values()}
+
+    @property
     def answers(self) -> list[SiteReply]:
         """The checked replies, sorted by site: the order in which messages arrive must not matter."""
         return [self.good[site][0] for site in sorted(self.good, key=site_order)]

@@ -1,5 +1,6 @@
 """A site's failure never ends a run, and nothing already computed is lost."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -216,6 +217,63 @@ def test_a_node_cannot_speak_for_another_site(flat):
         "ValueError: says it is site 3, but it was site 1"
     ]
     assert {site["site"] for site in told["sites"] if site["status"] == "ok"} == {0, 2, 3}
+
+
+class Thief(Faulty):
+    """A grid whose fifth node, from visit 2 on, says that it is site 0 and answers first; site 0 can be away."""
+
+    def __init__(self, flat, away: int = 0) -> None:
+        super().__init__(flat, lambda visit, site, reply: reply)
+        self._node_configs[6] = {"partition-id": 0}
+        self.away, self.visit = away, 1
+
+    def get_node_ids(self):
+        return [
+            node
+            for node in self._node_configs
+            if node != (6 if self.visit == 1 else 2 if self.visit == self.away else 0)
+        ]
+
+    def push_messages(self, messages):
+        self.visit += 1
+        return list(super().push_messages(list(messages)[::-1]))[::-1]
+
+
+def test_a_node_cannot_take_the_place_of_one_that_is_connected(flat):
+    serve(Thief(flat), flat, engine="inprocess")
+    record = lines(flat)
+    assert not failures(record[0])
+    for line in record[1:]:
+        ((name, reason),) = failures(line).items()
+        assert name == "node 6"
+        assert "says it is site 0, which is another node's that is connected" in reason
+        assert {site["site"] for site in line["sites"] if site["status"] == "ok"} == {0, 1, 2, 3}
+
+
+def test_a_node_that_came_back_under_a_new_id_is_its_site_again_once_the_old_one_is_gone(flat):
+    serve(Thief(flat, away=3), flat, engine="inprocess")
+    told = [failures(line) for line in lines(flat)]
+    # In visit 4 the old one is back: it was site 0 before.
+    assert [list(names) for names in told] == [[], ["node 6"], [], ["node 6"]]
+    for line in lines(flat):
+        assert [site["site"] for site in line["sites"] if site["status"] == "ok"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_reply_to_no_message_is_ignored_whoever_it_says_it_is_from(flat, caplog, first):
+    class Forged(Faulty):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            forged = [error_reply(reply) for reply in copy.deepcopy(replies)]
+            for reply in forged:
+                reply.metadata.__dict__["_reply_to_message_id"] = "no such message"
+            return forged + replies if first else replies + forged
+
+    with caplog.at_level("WARNING", logger="flwr.gfpl"):
+        serve(Forged(flat, lambda visit, site, reply: reply), flat, engine="inprocess")
+    assert [len(line["sites"]) for line in lines(flat)] == [4] * 4
+    assert not any(failures(line) for line in lines(flat))
+    assert "a reply to 'no such message' ignored: visit 1 sent no such message" in caplog.text
 
 
 def test_a_reply_that_is_delivered_twice_counts_once(flat):
