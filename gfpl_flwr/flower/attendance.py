@@ -115,9 +115,14 @@ class Attendance:
                 )
         return hosted
 
-    def strangers(self, heard: Set[SiteName]) -> list[SiteName]:
-        """Return the sites that were announced and are not among those of which something was heard."""
-        missing = self.expected - len(heard)
+    def strangers(self, heard: Set[SiteName], count: int) -> list[SiteName]:
+        """Return the sites that were announced and are not among those of which something was heard.
+
+        Args:
+            heard: their names; of nodes that never said which sites they have, the nodes' own.
+            count: how many they are: such a node's name stands for several.
+        """
+        missing = self.expected - count
         if missing <= 0:
             return []
         numbers = set(range(self.expected)) - heard

@@ -85,11 +85,13 @@ class Reception:
         sent = ledger.asked
         late = f"no reply within visit-deadline = {attendance.config.visit_deadline:g} s"
         heard = ledger.names
-        for node in sorted(sent | attendance.sites.keys()):
-            for name in attendance.names(node):
-                if name not in heard:
-                    ledger.fail(name, late if node in sent else "not connected when the visit began")
-        for name in attendance.strangers(ledger.names):
+        for node in sorted(sent | attendance.sites.keys(), key=lambda node: (node not in sent, node)):
+            # A site whose node came back under a new id has two.
+            missing = [name for name in attendance.names(node) if name not in heard]
+            for name in missing:
+                ledger.fail(name, late if node in sent else "not connected when the visit began")
+            heard |= set(missing)
+        for name in attendance.strangers(ledger.names, ledger.heard):
             ledger.fail(name, "no node of this site has ever connected")
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)

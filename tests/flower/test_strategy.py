@@ -259,6 +259,16 @@ def test_a_node_that_came_back_under_a_new_id_is_its_site_again_once_the_old_one
         assert [site["site"] for site in line["sites"] if site["status"] == "ok"] == [0, 1, 2, 3]
 
 
+def test_a_site_that_has_had_two_nodes_is_missing_once(flat):
+    """In visit 4 neither the one that went away nor the one that came instead is heard of."""
+    grid = Thief(flat | {"visit-deadline": 2.0}, away=3)
+    grid.spoil = lambda visit, site, reply: None if (visit, site) == (4, 0) else reply
+    serve(grid, flat | {"visit-deadline": 2.0}, engine="inprocess")
+    assert [(site["site"], site["status"]) for site in lines(flat)[3]["sites"]] == [
+        (1, "ok"), (2, "ok"), (3, "ok"), (0, "error")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_reply_to_no_message_is_ignored_whoever_it_says_it_is_from(flat, caplog, first):
     class Forged(Faulty):
