@@ -78,8 +78,8 @@ class Ledger:
         """
         return mean_and_std([latest_accuracy(answer.reply, head) for answer in self.answers])
 
-    def line(self, visit: Visit, fusion: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the visit's line of ``rounds.jsonl``."""
+    def line(self, visit: Visit, fusion: dict[str, Any] | None, *, expected: int) -> dict[str, Any]:
+        """Return the visit's line of ``rounds.jsonl``; ``expected`` is how many sites the run has."""
         down = sum((size for _, size in self.sent.values()), Size())
         sites = [_site_line(*self.good[site]) for site in sorted(self.good, key=site_order)]
         sites += [{"site": site, "status": "error", "reason": reason} for site, reason in self.failures]
@@ -89,6 +89,7 @@ class Ledger:
             "last_round": visit.last_round,
             "retrain": visit.download,
             "exchange": visit.upload,
+            "expected": expected,
             "messages": len(self.sent),
             "bytes_down": down.message,
             "bytes_up": self.up.message,

@@ -91,8 +91,8 @@ class Reception:
             for name in missing:
                 ledger.fail(name, late if node in sent else "not connected when the visit began")
             heard |= set(missing)
-        for name in attendance.strangers(ledger.names, ledger.heard):
-            ledger.fail(name, "no node of this site has ever connected")
+        for name, reason in attendance.absent(ledger.names, ledger.heard):
+            ledger.fail(name, reason)
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
 
@@ -142,13 +142,12 @@ class Reception:
 
     def _compare_start(self, answer: SiteReply) -> None:
         """Note a site that did not go on from the model it had after the last visit that it answered."""
+        last = self.attendance.finished.get(answer.site, 0)
+        self.attendance.finished[answer.site] = self.visit.index
         if not self.algorithm.remembers:
             return
-        finished = self.attendance.finished
-        last = finished.get(answer.site, 0)
         if answer.started_from < last:
             began = f"its model of visit {answer.started_from}" if answer.started_from else "the initial model"
             self.ledger.note(answer.site, f"its model of visit {last} is lost: it went on from {began}")
         elif answer.started_from == 0 and self.visit.index > 1:
             self.ledger.note(answer.site, "it has no model of an earlier visit: it started from the initial one")
-        finished[answer.site] = self.visit.index

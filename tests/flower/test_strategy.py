@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -424,6 +425,57 @@ def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat)
     ]
     for name, tensor in prototypes(undisturbed).items():
         assert torch.equal(tensor, resumed[name])
+
+
+def stopped_in_visit_three(flat: dict) -> None:
+    def blackout(visit, site, reply):
+        return error_reply(reply) if visit == 3 else reply
+
+    with pytest.raises(QuorumError):
+        serve(Faulty(flat | {"num-sites": 4}, blackout), flat, engine="inprocess")
+
+
+class Few(Faulty):
+    """A grid of four nodes of which all but some are away, for a time in seconds or for ever."""
+
+    def __init__(self, flat, nodes, seconds=float("inf")) -> None:
+        super().__init__(flat | {"num-sites": 4}, lambda visit, site, reply: reply)
+        self.nodes, self.until = nodes, time.monotonic() + seconds
+
+    def get_node_ids(self):
+        return self.nodes if time.monotonic() < self.until else super().get_node_ids()
+
+
+def test_a_resumed_run_waits_for_as_many_sites_as_there_were(flat, monkeypatch):
+    """Where nobody said how many there are, whoever comes back first is not all of them."""
+    monkeypatch.setattr("gfpl_flwr.flower.attendance.SETTLED_AFTER", 0.3)
+    free = flat | {"num-sites": 0}
+    stopped_in_visit_three(free)
+    again = free | {"resume": True}
+    with pytest.raises(QuorumError, match="1 of 4 nodes connected"):
+        serve(Few(flat, [2]), again | {"node-deadline": 1.0}, engine="inprocess")
+    serve(Few(flat, [2], 2.0), again, engine="inprocess")
+    assert [line["messages"] for line in lines(flat)] == [4] * 4
+
+
+@pytest.mark.parametrize("sites", [0, 4])
+@pytest.mark.parametrize("algorithm", ["gfpl", "fedavg"])
+def test_a_resumed_run_knows_the_sites_that_are_away(flat, sites, algorithm):
+    flat = flat | {"num-sites": sites, "algorithm": algorithm}
+    stopped_in_visit_three(flat)
+    serve(Few(flat, [2, 3, 5]), flat | {"resume": True, "node-deadline": 0.1}, engine="inprocess")
+    for line in lines(flat)[2:]:
+        assert failures(line) == {2: "not connected when the visit began"}
+
+
+def test_a_resumed_run_knows_how_far_its_sites_were(flat):
+    stopped_in_visit_three(flat)
+    for folder in (Path(flat["output-dir"]) / "site-models").glob("*/site-1"):
+        shutil.rmtree(folder)
+    serve(Few(flat, [2, 3, 4, 5]), flat | {"resume": True}, engine="inprocess")
+    assert lines(flat)[2]["notes"] == [
+        {"site": 1, "note": "its model of visit 2 is lost: it went on from the initial model"}
+    ]
 
 
 def untimed(line: dict) -> dict:
