@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.hosting import hosted_sites
-from gfpl_flwr.site_names import SiteName
+from gfpl_flwr.site_names import SiteName, site_order
 
 SETTLED_AFTER = 3.0
 """Seconds without a new node after which their number counts as settled."""
@@ -23,8 +24,8 @@ class Attendance:
 
     Attributes:
         expected: number of sites: the configured one, else that of the nodes that have been connected at once.
-        sites: node id to the sites that it said, truthfully, it hosts.
-        finished: site to the last visit that it answered.
+        sites: node id to the sites that it said, truthfully, it hosts; in the order in which the nodes first did.
+        finished: site to the last visit that it answered, in an earlier part of a resumed run too.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -38,6 +39,18 @@ class Attendance:
     def quorum(self) -> int:
         """How many sites must answer; 0.28 of 25 are 7, though the product of the floats is above it."""
         return max(1, math.ceil(self.config.quorum * self.expected - 1e-9))
+
+    def restore(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what an earlier part of the run knew, but for its nodes, whose ids may be others now.
+
+        Args:
+            lines: of ``rounds.jsonl``, one a visit, in order.
+        """
+        for line in lines:
+            answered = [entry["site"] for entry in line["sites"] if entry["status"] == "ok"]
+            self.finished |= dict.fromkeys(answered, int(line["visit"]))
+            if not self.config.num_sites:
+                self.expected = max(self.expected, int(line.get("expected", len(line["sites"]))))
 
     def wait(self, grid: Grid) -> list[int]:
         """Wait for every node before the first visit, later only for a quorum: a dead node delays nothing.
@@ -76,16 +89,21 @@ class Attendance:
         """Return the sites of a node; before it has said which they are, its own name for each."""
         return self.sites.get(node, [f"node {self._titles.get(node, node)}"] * self.config.sites_per_node)
 
-    def hosted(self, site: SiteName, node: int, place: int) -> Sequence[SiteName]:
+    def hosted(self, site: SiteName, node: int, place: int, connected: Set[int]) -> Sequence[SiteName]:
         """Return the sites of the node that a site is of.
+
+        Nobody but the node itself says which site it is. So a site is the first connected node's that answered as
+        it: no other takes its name meanwhile, and a node that has a new id after a restart can once its old one is
+        gone.
 
         Args:
             site: that the node says it is.
             node: its id.
             place: the site's among those of its node.
+            connected: ids of the nodes that the visit was sent to.
 
         Raises:
-            ValueError: the node, or its place in it, is another site's.
+            ValueError: the node, or its place in it, is another site's; or the site is another node's.
         """
         each = self.config.sites_per_node
         hosted: Sequence[SiteName] = self.sites.get(node, ())
@@ -99,17 +117,38 @@ class Attendance:
             raise ValueError(f"says it is site {site}, but its node hosts no more than {len(hosted)} sites")
         if hosted[place] != site:
             raise ValueError(f"says it is site {site}, but it was site {hosted[place]}")
+        for earlier, its in self.sites.items():
+            if earlier == node:
+                break
+            if site in its and earlier in connected:
+                self.sites.pop(node, None)  # what it took over in the other's absence is the other's again
+                raise ValueError(
+                    f"says it is site {site}, which is another node's that is connected: two nodes have the same "
+                    "partition-id or site, or it came back under a new id and the old one still counts as connected"
+                )
         return hosted
 
-    def strangers(self, heard: Set[SiteName]) -> list[SiteName]:
-        """Return the sites that were announced and are not among those of which something was heard."""
-        missing = self.expected - len(heard)
+    def absent(self, heard: Set[SiteName], count: int) -> list[tuple[SiteName, str]]:
+        """Return the sites that were announced and have no node among those that the run knows, each with why.
+
+        Args:
+            heard: their names; of nodes that never said which sites they have, the nodes' own.
+            count: how many they are: such a node's name stands for several.
+        """
+        missing = self.expected - count
         if missing <= 0:
             return []
-        numbers = set(range(self.expected)) - heard
+        away = "not connected when the visit began"
+        before = sorted(self.finished.keys() - heard, key=site_order)
+        if len(before) > missing:
+            return [(f"{missing} more", away)]  # the others are those of nodes that have not said which they have
+        told: list[tuple[SiteName, str]] = [(site, away) for site in before]
+        never = "no node of this site has ever connected"
+        missing -= len(before)
+        numbers = set(range(self.expected)) - heard - set(before)
         if self.config.partition != "own" and len(numbers) == missing:
-            return sorted(numbers)
-        return [f"{missing} more"]  # their names are known to them alone
+            return told + [(site, never) for site in sorted(numbers)]
+        return [*told, (f"{missing} more", never)] if missing else told  # their names are known to them alone
 
     def _nodes_of(self, sites: int) -> int:
         return -(-sites // self.config.sites_per_node)

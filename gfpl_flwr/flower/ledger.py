@@ -42,6 +42,11 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def asked(self) -> set[int]:
+        """Ids of the nodes that the visit was sent to."""
+        return {node for node, _ in self.sent.values()}
+
+    @property
     def answers(self) -> list[SiteReply]:
         """The checked replies, sorted by site: the order in which messages arrive must not matter."""
         return [self.good[site][0] for site in sorted(self.good, key=site_order)]
@@ -73,8 +78,8 @@ class Ledger:
         """
         return mean_and_std([latest_accuracy(answer.reply, head) for answer in self.answers])
 
-    def line(self, visit: Visit, fusion: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the visit's line of ``rounds.jsonl``."""
+    def line(self, visit: Visit, fusion: dict[str, Any] | None, *, expected: int) -> dict[str, Any]:
+        """Return the visit's line of ``rounds.jsonl``; ``expected`` is how many sites the run has."""
         down = sum((size for _, size in self.sent.values()), Size())
         sites = [_site_line(*self.good[site]) for site in sorted(self.good, key=site_order)]
         sites += [{"site": site, "status": "error", "reason": reason} for site, reason in self.failures]
@@ -84,6 +89,7 @@ class Ledger:
             "last_round": visit.last_round,
             "retrain": visit.download,
             "exchange": visit.upload,
+            "expected": expected,
             "messages": len(self.sent),
             "bytes_down": down.message,
             "bytes_up": self.up.message,

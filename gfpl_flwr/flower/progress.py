@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 logger = logging.getLogger("flwr.gfpl")
-_LINE = re.compile(r"visit (\d+)/(\d+): (\d+)/(\d+) sites(?:, accuracy ([\d.]+) \+- ([\d.]+))?(, done)?$")
+# From its start: a site's reason for failing, which other lines of the log end in, can read like this.
+_LINE = re.compile(
+    r"(?:(?:\x1b\[[0-9;]*m)*INFO [\d :,-]*(?:\x1b\[[0-9;]*m)*: *)?"  # Flower's, with or without colours and the time
+    r"visit (\d+)/(\d+): (\d+)/(\d+) sites(?:, accuracy ([\d.]+) \+- ([\d.]+))?(, done)?"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Progress:
     @classmethod
     def parse(cls, line: str) -> "Progress | None":
         """Read a line of a log; None if it does not tell of progress."""
-        match = _LINE.search(line.rstrip())
+        match = _LINE.fullmatch(line.rstrip())
         if match is None:
             return None
         visit, visits, sites, expected = (int(match[group]) for group in range(1, 5))

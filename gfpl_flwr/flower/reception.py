@@ -11,7 +11,7 @@ from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.flower.attendance import Attendance
 from gfpl_flwr.flower.hosting import downloads, failure_in, split_reply, uploads
 from gfpl_flwr.flower.ledger import Ledger
-from gfpl_flwr.flower.tensors import Size, size_of
+from gfpl_flwr.flower.tensors import size_of
 from gfpl_flwr.flower.wire import SiteReply, decode_reply
 from gfpl_flwr.site_names import SiteName
 
@@ -43,13 +43,17 @@ class Reception:
     ledger: Ledger = field(default_factory=Ledger)
 
     def receive(self, message: Message) -> None:
-        """Check one reply, site by site; a bad one is recorded and left out."""
+        """Check one reply, site by site; a bad one is recorded and left out, a stray one is ignored."""
         ledger, answered = self.ledger, message.metadata.reply_to_message_id
+        if answered not in ledger.sent:
+            # Whose it is, nothing but itself says.
+            logger.warning("a reply to %r ignored: visit %d sent no such message", answered[:80], self.visit.index)
+            return
         if answered in ledger.answered:
             return  # delivered twice
         ledger.answered.add(answered)
         # Errors of Flower's own come from its server, not from the node: the message they answer says which it is.
-        node, down = ledger.sent.get(answered, (message.metadata.src_node_id, Size()))
+        node, down = ledger.sent[answered]
         if message.has_error():
             self._fail_all(node, f"{message.error.reason} (code {message.error.code})")
             return
@@ -78,15 +82,17 @@ class Reception:
     def close(self) -> None:
         """Record the sites of which nothing sound came, and log every failure."""
         ledger, attendance = self.ledger, self.attendance
-        sent = {node for node, _ in ledger.sent.values()}
+        sent = ledger.asked
         late = f"no reply within visit-deadline = {attendance.config.visit_deadline:g} s"
         heard = ledger.names
-        for node in sorted(sent | attendance.sites.keys()):
-            for name in attendance.names(node):
-                if name not in heard:
-                    ledger.fail(name, late if node in sent else "not connected when the visit began")
-        for name in attendance.strangers(ledger.names):
-            ledger.fail(name, "no node of this site has ever connected")
+        for node in sorted(sent | attendance.sites.keys(), key=lambda node: (node not in sent, node)):
+            # A site whose node came back under a new id has two.
+            missing = [name for name in attendance.names(node) if name not in heard]
+            for name in missing:
+                ledger.fail(name, late if node in sent else "not connected when the visit began")
+            heard |= set(missing)
+        for name, reason in attendance.absent(ledger.names, ledger.heard):
+            ledger.fail(name, reason)
         for name, reason in ledger.failures:
             logger.warning("site %s left out of this visit: %s", name, reason)
 
@@ -132,17 +138,16 @@ class Reception:
     def _hosted(self, site: SiteName, node: int, place: int) -> Sequence[SiteName]:
         if site in self.ledger.good:
             raise ValueError(f"site {site} answered already: two nodes have the same partition-id or site")
-        return self.attendance.hosted(site, node, place)
+        return self.attendance.hosted(site, node, place, self.ledger.asked)
 
     def _compare_start(self, answer: SiteReply) -> None:
         """Note a site that did not go on from the model it had after the last visit that it answered."""
+        last = self.attendance.finished.get(answer.site, 0)
+        self.attendance.finished[answer.site] = self.visit.index
         if not self.algorithm.remembers:
             return
-        finished = self.attendance.finished
-        last = finished.get(answer.site, 0)
         if answer.started_from < last:
             began = f"its model of visit {answer.started_from}" if answer.started_from else "the initial model"
             self.ledger.note(answer.site, f"its model of visit {last} is lost: it went on from {began}")
         elif answer.started_from == 0 and self.visit.index > 1:
             self.ledger.note(answer.site, "it has no model of an earlier visit: it started from the initial one")
-        finished[answer.site] = self.visit.index

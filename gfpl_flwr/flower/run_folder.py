@@ -168,6 +168,10 @@ class RunFolder:
         write_atomically(self.path / ROUNDS, "".join(kept).encode())
         return visit, state
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of ``rounds.jsonl``; after :meth:`load_state` those of the visits that are done."""
+        return [json.loads(line) for line in (self.path / ROUNDS).read_text().splitlines()]
+
     def record(self, visit: int, line: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """Append a visit to ``rounds.jsonl``, then checkpoint the server's state after it."""
         with (self.path / ROUNDS).open("a") as file:

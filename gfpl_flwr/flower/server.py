@@ -14,6 +14,7 @@ from gfpl_flwr.algorithms.base import Algorithm
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import ConfigError, RunConfig
 from gfpl_flwr.dataset_settings import architecture_of, image_shape_of, num_classes_of
+from gfpl_flwr.flower.deliveries import Deliveries
 from gfpl_flwr.flower.progress import Progress, logged
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.site_setup import initial_model, open_dataset
@@ -32,7 +33,14 @@ def build_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         """Run all visits; the run's folder is the result."""
-        run(grid, context.run_config, engine="flower")
+        # It is there where Flower's server is; elsewhere it takes a second to import.
+        from flwr.superlink.grid import HttpGrid
+
+        if not isinstance(grid, HttpGrid):  # the simulation's replies come from this machine, unpacked
+            run(grid, context.run_config, engine="flower")
+            return
+        with Deliveries(grid) as deliveries:
+            run(deliveries, context.run_config, engine="flower")
 
     return app
 

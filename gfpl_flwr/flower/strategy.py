@@ -142,7 +142,7 @@ class VisitStrategy(Strategy):
             fusion = self.algorithm.describe(self.state, contributions)
         ledger.seconds["aggregate"] = time.perf_counter() - start
         ledger.seconds["total"] = sum(ledger.seconds.values())
-        self.folder.record(visit.index, ledger.line(visit, fusion), self.state)
+        self.folder.record(visit.index, ledger.line(visit, fusion, expected=self.attendance.expected), self.state)
         self._tell(done=True)
         mean, std = ledger.accuracy(self.config.head)
         metrics = None if mean is None or std is None else MetricRecord({"accuracy-mean": mean, "accuracy-std": std})
@@ -181,6 +181,7 @@ class VisitStrategy(Strategy):
         done, state = self.folder.load_state()
         if done:
             self.state = state
+            self.attendance.restore(self.folder.lines())
             logger.info("resumed after visit %d of %d", done, len(self.visits))
         result = Result()
         arrays = encode_tensors(self.state)

@@ -2,7 +2,8 @@
 
 Flower packs an array as a ``.npy`` file, 128 bytes of header each; for a site with seven components of 50
 dimensions that is a fifth of the message. Here an array is its bare little-endian bytes, and dtype, shape and
-byte count are compared before anything is allocated, so a header cannot claim more than what came.
+byte count are compared before a tensor is made of them. So a header cannot claim more than what came, which Flower
+holds in memory by then.
 """
 
 import math
@@ -27,6 +28,8 @@ DTYPES = {
     "int8": torch.int8,
     "bool": torch.bool,
 }
+MOST_DIMENSIONS = 16
+"""Of an array: more than any tensor of a model has, few enough for their product to be taken."""
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -50,7 +53,8 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Unpack named tensors.
 
     Raises:
-        ValueError: an array of another serialisation or dtype, or whose bytes do not fit its shape.
+        ValueError: an array of another serialisation or dtype, of too many dimensions, or whose bytes do not fit its
+            shape.
     """
     tensors = {}
     for name, array in record.items():
@@ -59,6 +63,8 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
                 f"array {name!r} is {array.stype!r} of {array.dtype!r}; expected {RAW!r} of {', '.join(DTYPES)}"
             )
         shape = tuple(array.shape)
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"array {name!r} has {len(shape)} dimensions; allowed: {MOST_DIMENSIONS}")
         if not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"array {name!r} has shape {shape}; sides must be integers >= 0")
         expected = math.prod(shape) * np.dtype(array.dtype).itemsize
@@ -78,7 +84,7 @@ class Size:
     Attributes:
         message: every object that Flower transmits for the content: arrays, bookkeeping and their framing.
         arrays: the tensors alone, their names included (Flower's ``ArrayRecord.count_bytes``).
-        scalars: numbers in the tensors.
+        scalars: numbers in the tensors, by their bytes; 0 for a dtype that does not travel.
     """
 
     message: int = 0
@@ -105,13 +111,17 @@ def sizes_of(content: RecordDict) -> dict[str, Size]:
         size = Size() if record.object_id in seen else Size(message=_object_bytes(record))
         seen.add(record.object_id)
         if isinstance(record, ArrayRecord):
-            scalars = sum(math.prod(array.shape) for array in record.values())
-            size += Size(arrays=record.count_bytes(), scalars=scalars)
+            size += Size(arrays=record.count_bytes(), scalars=sum(map(_scalars, record.values())))
             for array in record.values():
                 # Flower keeps views of the pieces in the array, which then cannot go to another process.
                 array.__dict__.pop("_chunks", None)
         sizes[name] = size
     return sizes
+
+
+def _scalars(array: Array) -> int:
+    # Counted from the bytes that came: a shape is nothing but a claim, and can be one of 500 sides of 2**31.
+    return len(array.data) // np.dtype(array.dtype).itemsize if array.dtype in DTYPES else 0
 
 
 def _object_bytes(piece: object) -> int:

@@ -259,6 +259,19 @@ def test_a_node_that_never_said_which_it_is_counts_as_often_as_it_may_host_sites
         assert all("partition-id = 9: must be an integer below 3" in reason for _, reason in unknown)
 
 
+def test_a_node_that_never_answers_counts_as_often_as_it_may_host_sites_and_no_other_is_made_up(flat):
+    """Of 9 sites, 3 a node, one node is silent from the first visit on: nobody else is missing."""
+    told = []
+    nine = flat | {"num-sites": 9, "visit-deadline": 2.0, "rounds": 2}
+    spoiled = Spoiled(nine, lambda visit, node, reply: None if node == 2 else reply)
+    serve(spoiled, nine, engine="inprocess", on_progress=told.append)
+    for line in lines(flat):
+        assert answered(line) == [0, 1, 2, 3, 4, 5]
+        unknown = [(site["site"], site["reason"]) for site in line["sites"] if site["status"] == "error"]
+        assert unknown == [("node 4", "no reply within visit-deadline = 2 s")] * 3
+    assert {(progress.sites, progress.expected) for progress in told if progress.done} == {(9, 9)}
+
+
 def test_two_nodes_with_one_partition_id_are_one_node_and_a_mistake(flat):
     serve(Spoiled(flat, nodes=(0, 1, 1)), flat, engine="inprocess")
     for line in lines(flat):

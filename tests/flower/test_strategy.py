@@ -1,7 +1,9 @@
 """A site's failure never ends a run, and nothing already computed is lost."""
 
+import copy
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,20 @@ def float64_means(reply: Message) -> Message:
     return reply
 
 
+def astronomic_shape(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    means = record["means"]
+    record["means"] = Array(dtype="float32", shape=(2**31,) * 500, stype=means.stype, data=means.data)
+    return reply
+
+
+def negative_shape(reply: Message) -> Message:
+    record = reply.content["arrays"]
+    means = record["means"]
+    record["means"] = Array(dtype="float32", shape=(-(10**6), 50), stype=means.stype, data=means.data)
+    return reply
+
+
 def without_classifier(reply: Message) -> Message:
     reply.content["measures"].pop("correct.classifier")
     return reply
@@ -136,6 +152,8 @@ def not_a_number(reply: Message) -> Message:
         (other_run, "run 'another'"),
         (extra_array, "weights"),
         (float64_means, "must be float32"),
+        (astronomic_shape, "'means' has 500 dimensions"),
+        (negative_shape, "sides must be integers >= 0"),
         (without_classifier, "correct.classifier is missing"),
         (other_rounds, "the visit covers"),
         (other_classes, "not among the 10"),
@@ -151,6 +169,7 @@ def test_a_bad_reply_costs_that_sites_contribution_and_is_recorded(flat, change,
     assert reason in failures(record[1])[1]
     assert not failures(record[0])
     assert not failures(record[2])  # it takes part again
+    assert 0 <= record[1]["scalars_up"] < 2 * record[2]["scalars_up"]
 
 
 def test_a_silent_site_is_waited_for_until_the_deadline_and_no_longer(flat):
@@ -199,6 +218,73 @@ def test_a_node_cannot_speak_for_another_site(flat):
         "ValueError: says it is site 3, but it was site 1"
     ]
     assert {site["site"] for site in told["sites"] if site["status"] == "ok"} == {0, 2, 3}
+
+
+class Thief(Faulty):
+    """A grid whose fifth node, from visit 2 on, says that it is site 0 and answers first; site 0 can be away."""
+
+    def __init__(self, flat, away: int = 0) -> None:
+        super().__init__(flat, lambda visit, site, reply: reply)
+        self._node_configs[6] = {"partition-id": 0}
+        self.away, self.visit = away, 1
+
+    def get_node_ids(self):
+        return [
+            node
+            for node in self._node_configs
+            if node != (6 if self.visit == 1 else 2 if self.visit == self.away else 0)
+        ]
+
+    def push_messages(self, messages):
+        self.visit += 1
+        return list(super().push_messages(list(messages)[::-1]))[::-1]
+
+
+def test_a_node_cannot_take_the_place_of_one_that_is_connected(flat):
+    serve(Thief(flat), flat, engine="inprocess")
+    record = lines(flat)
+    assert not failures(record[0])
+    for line in record[1:]:
+        ((name, reason),) = failures(line).items()
+        assert name == "node 6"
+        assert "says it is site 0, which is another node's that is connected" in reason
+        assert {site["site"] for site in line["sites"] if site["status"] == "ok"} == {0, 1, 2, 3}
+
+
+def test_a_node_that_came_back_under_a_new_id_is_its_site_again_once_the_old_one_is_gone(flat):
+    serve(Thief(flat, away=3), flat, engine="inprocess")
+    told = [failures(line) for line in lines(flat)]
+    # In visit 4 the old one is back: it was site 0 before.
+    assert [list(names) for names in told] == [[], ["node 6"], [], ["node 6"]]
+    for line in lines(flat):
+        assert [site["site"] for site in line["sites"] if site["status"] == "ok"] == [0, 1, 2, 3]
+
+
+def test_a_site_that_has_had_two_nodes_is_missing_once(flat):
+    """In visit 4 neither the one that went away nor the one that came instead is heard of."""
+    grid = Thief(flat | {"visit-deadline": 2.0}, away=3)
+    grid.spoil = lambda visit, site, reply: None if (visit, site) == (4, 0) else reply
+    serve(grid, flat | {"visit-deadline": 2.0}, engine="inprocess")
+    assert [(site["site"], site["status"]) for site in lines(flat)[3]["sites"]] == [
+        (1, "ok"), (2, "ok"), (3, "ok"), (0, "error")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_reply_to_no_message_is_ignored_whoever_it_says_it_is_from(flat, caplog, first):
+    class Forged(Faulty):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            forged = [error_reply(reply) for reply in copy.deepcopy(replies)]
+            for reply in forged:
+                reply.metadata.__dict__["_reply_to_message_id"] = "no such message"
+            return forged + replies if first else replies + forged
+
+    with caplog.at_level("WARNING", logger="flwr.gfpl"):
+        serve(Forged(flat, lambda visit, site, reply: reply), flat, engine="inprocess")
+    assert [len(line["sites"]) for line in lines(flat)] == [4] * 4
+    assert not any(failures(line) for line in lines(flat))
+    assert "a reply to 'no such message' ignored: visit 1 sent no such message" in caplog.text
 
 
 def test_a_reply_that_is_delivered_twice_counts_once(flat):
@@ -339,6 +425,57 @@ def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat)
     ]
     for name, tensor in prototypes(undisturbed).items():
         assert torch.equal(tensor, resumed[name])
+
+
+def stopped_in_visit_three(flat: dict) -> None:
+    def blackout(visit, site, reply):
+        return error_reply(reply) if visit == 3 else reply
+
+    with pytest.raises(QuorumError):
+        serve(Faulty(flat | {"num-sites": 4}, blackout), flat, engine="inprocess")
+
+
+class Few(Faulty):
+    """A grid of four nodes of which all but some are away, for a time in seconds or for ever."""
+
+    def __init__(self, flat, nodes, seconds=float("inf")) -> None:
+        super().__init__(flat | {"num-sites": 4}, lambda visit, site, reply: reply)
+        self.nodes, self.until = nodes, time.monotonic() + seconds
+
+    def get_node_ids(self):
+        return self.nodes if time.monotonic() < self.until else super().get_node_ids()
+
+
+def test_a_resumed_run_waits_for_as_many_sites_as_there_were(flat, monkeypatch):
+    """Where nobody said how many there are, whoever comes back first is not all of them."""
+    monkeypatch.setattr("gfpl_flwr.flower.attendance.SETTLED_AFTER", 0.3)
+    free = flat | {"num-sites": 0}
+    stopped_in_visit_three(free)
+    again = free | {"resume": True}
+    with pytest.raises(QuorumError, match="1 of 4 nodes connected"):
+        serve(Few(flat, [2]), again | {"node-deadline": 1.0}, engine="inprocess")
+    serve(Few(flat, [2], 2.0), again, engine="inprocess")
+    assert [line["messages"] for line in lines(flat)] == [4] * 4
+
+
+@pytest.mark.parametrize("sites", [0, 4])
+@pytest.mark.parametrize("algorithm", ["gfpl", "fedavg"])
+def test_a_resumed_run_knows_the_sites_that_are_away(flat, sites, algorithm):
+    flat = flat | {"num-sites": sites, "algorithm": algorithm}
+    stopped_in_visit_three(flat)
+    serve(Few(flat, [2, 3, 5]), flat | {"resume": True, "node-deadline": 0.1}, engine="inprocess")
+    for line in lines(flat)[2:]:
+        assert failures(line) == {2: "not connected when the visit began"}
+
+
+def test_a_resumed_run_knows_how_far_its_sites_were(flat):
+    stopped_in_visit_three(flat)
+    for folder in (Path(flat["output-dir"]) / "site-models").glob("*/site-1"):
+        shutil.rmtree(folder)
+    serve(Few(flat, [2, 3, 4, 5]), flat | {"resume": True}, engine="inprocess")
+    assert lines(flat)[2]["notes"] == [
+        {"site": 1, "note": "its model of visit 2 is lost: it went on from the initial model"}
+    ]
 
 
 def untimed(line: dict) -> dict:

@@ -50,6 +50,7 @@ def test_a_dtype_that_does_not_travel_is_named():
             "40000000000000 bytes, but holds 4",
         ),
         (Array(dtype="float32", shape=(-1, -1), stype=RAW, data=b"1234"), "sides must be integers >= 0"),
+        (Array(dtype="float32", shape=(2**31,) * 500, stype=RAW, data=b"1234"), "500 dimensions; allowed: 16"),
         (Array(dtype="object", shape=(1,), stype=RAW, data=b"1234"), "'object'"),
         (Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=b"1234"), "numpy.ndarray"),
         (Array(dtype="float32", shape=(2,), stype=RAW, data=b"1234"), "8 bytes, but holds 4"),
@@ -72,6 +73,15 @@ def test_sizes_are_those_of_flowers_objects():
     assert size.message == sent(message.content)
     assert size.message > size.arrays
     assert size_of(Message(RecordDict(), 2, "train")).arrays == 0
+
+
+def test_scalars_are_counted_from_bytes_and_not_from_what_a_shape_claims():
+    shapes = {"huge": (2**31,) * 500, "negative": (-7, 9), "true": (2,)}
+    arrays = {
+        name: Array(dtype="float32", shape=shape, stype=RAW, data=b"12345678") for name, shape in shapes.items()
+    }
+    arrays["unknown"] = Array(dtype="rubbish", shape=(2,), stype=RAW, data=b"12345678")
+    assert size_of(Message(RecordDict({"arrays": ArrayRecord(arrays)}), 2, "train")).scalars == 6
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(7, 50), (4, 50), (10, 512), (70, 50)])
