@@ -193,7 +193,7 @@ piece, count = bytes(1 << 20), 400
 for chunked in (False, True):
     link = http.client.HTTPSConnection("gateway", 8443, context=trust, timeout=60)
     link.putrequest("POST", "/v1/fleet/push-messages")
-    link.putheader("Content-Type", "application/x-protobuf")
+    link.putheader("Content-Type", "application/protobuf")
     link.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(count << 20))))
     link.endheaders()
     sent = 0
@@ -232,3 +232,42 @@ def test_a_body_of_400_mb_does_not_reach_the_superlink(stack: Stack):
     for answer in answers:
         assert answer["status"] == 413 or (answer["status"] is None and answer["sent"] < 400), answer
     assert grown < 20e6
+
+
+PUSH_TOGETHER = """
+import http.client, json, ssl, sys, threading
+trust = ssl.create_default_context(cafile="/tls/ca.crt")
+count, size = 10, 15 << 20
+all_but_a_byte = threading.Barrier(count)
+answers = []
+
+def push():
+    link = http.client.HTTPSConnection("gateway", 8443, context=trust, timeout=120)
+    link.putrequest("POST", "/v1/fleet/push-object")
+    link.putheader("Content-Type", "application/protobuf")
+    link.putheader("Content-Length", str(size))
+    link.endheaders()
+    try:
+        link.send(bytes(size - 1))
+        all_but_a_byte.wait(60)
+        link.send(bytes(1))
+    except (OSError, threading.BrokenBarrierError):
+        pass  # it was answered before it was whole
+    try:
+        answers.append(link.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        answers.append(type(error).__name__)
+
+pushing = [threading.Thread(target=push) for _ in range(count)]
+for thread in pushing:
+    thread.start()
+for thread in pushing:
+    thread.join()
+print(json.dumps(answers))
+"""
+
+
+def test_ten_bodies_of_15_mb_at_once_are_answered_by_the_superlink(stack: Stack):
+    """As a dozen devices push the weights of a ResNet: more than the gateway may take of memory."""
+    answers = json.loads(from_devices(stack, PUSH_TOGETHER))
+    assert answers == [400] * 10
