@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,24 +73,41 @@ def test_what_has_a_health_check_is_healthy(stack: Stack):
 def test_a_node_that_is_killed_is_started_again_and_comes_back(stack: Stack):
     """Docker's restart policy, and Flower's minute in which a killed node's key is still taken to be in use."""
     container = stack.container("node-1")
-    (facts,) = json.loads(docker("inspect", container))
-    before = facts["RestartCount"]
-    os.kill(facts["State"]["Pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while json.loads(docker("inspect", container))[0]["RestartCount"] == before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert json.loads(docker("inspect", container))[0]["RestartCount"] > before
-    deadline = time.monotonic() + 180
-    while (
-        "SuperNode ID"
-        not in docker("logs", "--since", facts["State"]["StartedAt"], container, check=False).rpartition(
-            "Starting Flower SuperNode"
-        )[2]
-    ):
-        assert time.monotonic() < deadline, docker("logs", container, check=False)
-        time.sleep(1)
-    if stack.tls:  # without a key it is another node now, and the old one is said to be offline
+    before = inspected(container)
+    (node,) = node_ids(container, before["State"]["StartedAt"])
+    os.kill(before["State"]["Pid"], signal.SIGKILL)
+
+    def started_again() -> bool:
+        now = inspected(container)
+        return (
+            now["RestartCount"] > before["RestartCount"] and now["State"]["StartedAt"] != before["State"]["StartedAt"]
+        )
+
+    wait_for(started_again, 60, container)
+    # What the killed process said does not count, nor that the server takes it to be online for another minute.
+    again = inspected(container)["State"]["StartedAt"]
+    wait_for(lambda: node_ids(container, again), 180, container)
+    # With a key it is the node that it was; without one it is another, and the old one is said to be offline.
+    assert (node_ids(container, again) == [node]) is stack.tls
+    if stack.tls:
         assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
+
+
+def inspected(container: str) -> dict[str, Any]:
+    (facts,) = json.loads(docker("inspect", container))
+    return facts
+
+
+def node_ids(container: str, since: str) -> list[str]:
+    """Return the ids under which a node has joined since a moment, from its log."""
+    return re.findall(r"SuperNode ID: (\d+)", docker("logs", "--since", since, container, check=False))
+
+
+def wait_for(condition: Callable[[], object], seconds: float, container: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, docker("logs", container, check=False)
+        time.sleep(0.5)
 
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
