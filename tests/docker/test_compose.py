@@ -13,12 +13,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import ROOT, Stack, docker
+from .conftest import PROJECT, ROOT, Stack, docker
 
 pytestmark = pytest.mark.docker
 RUN = "-c rounds=5 -c gfpl.first-exchange=2 -c gfpl.exchange-every=1 -c gfpl.pseudo-per-class=20 --name trial"
 PROTOTYPES: dict[bool, dict[str, torch.Tensor]] = {}
 """Fused by a run of each federation."""
+
+
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()
+    print("open")
+except OSError as error:
+    print(type(error).__name__)
+"""
 
 
 def test_a_run_ends_and_its_results_come_out(stack: Stack):
@@ -108,6 +118,17 @@ def wait_for(condition: Callable[[], object], seconds: float, container: str) ->
     while not condition():
         assert time.monotonic() < deadline, docker("logs", container, check=False)
         time.sleep(0.5)
+
+
+def test_a_nodes_runtime_api_is_there_for_its_own_app_alone(stack: Stack):
+    """Whoever reaches it may take the node's work, so from the network of all devices nobody does."""
+    reached = {}
+    for target in (*(f"node-{i}:9094" for i in range(3)), "gateway:8443" if stack.tls else "superlink:8000"):
+        words = ["run", "--rm", "--network", f"{PROJECT}_devices", "--entrypoint", "python", f"{PROJECT}/node"]
+        reached[target] = docker(*words, "-c", CONNECT, *target.split(":"), check=False).strip()
+    assert list(reached.values()) == ["ConnectionRefusedError"] * 3 + ["open"], reached
+    networks = inspected(stack.container("node-0"))["NetworkSettings"]["Networks"]
+    assert set(networks) == {f"{PROJECT}_devices", f"{PROJECT}_node-0"}
 
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
