@@ -186,6 +186,32 @@ def test_a_node_refuses_a_certificate_that_has_expired(stack: Stack, tmp_path: P
         docker("exec", stack.container("gateway"), "nginx", "-s", "reload")
 
 
+PRESENTED = """
+import socket, ssl, sys
+authority, host, port = sys.argv[1:]
+trust = ssl.create_default_context(cafile=authority)
+with trust.wrap_socket(socket.create_connection((host, int(port)), 20), server_hostname=host) as link:
+    print(ssl.DER_cert_to_PEM_cert(link.getpeercert(True)))
+"""
+
+
+def test_a_renewed_certificate_is_in_use_at_once(stack: Stack):
+    file = stack.folder / "docker/certificates/server.pem"
+    before = x509.load_pem_x509_certificate(file.read_bytes())
+    stack.make("renew", "NAMES=renewed.example.org")
+    issued = x509.load_pem_x509_certificate(file.read_bytes())
+    assert issued.serial_number != before.serial_number
+    names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "renewed.example.org" in names.get_values_for_type(x509.DNSName)
+    # The nodes come back by themselves, so the SuperLink is up by then.
+    assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
+    outside = from_devices(stack, PRESENTED, "/tls/ca.crt", "gateway", "8443")
+    words = ("python", "-c", PRESENTED, "/app/certificates/ca.crt", "localhost", "8000")
+    inside = docker("exec", stack.container("superlink"), *words)
+    for presented in (outside, inside):
+        assert x509.load_pem_x509_certificate(presented.encode()).serial_number == issued.serial_number
+
+
 SEND = """
 import http.client, json, ssl, sys
 trust = ssl.create_default_context(cafile="/tls/ca.crt")

@@ -130,6 +130,15 @@ def test_a_servers_certificate_tells_its_names_and_its_end(tls):
     assert "localhost, superlink, gateway, 127.0.0.1" in finding.found
 
 
+def test_a_certificate_that_is_made_again_keeps_its_names(tmp_path):
+    shutil.copy(CERTS, tmp_path)
+    for names in (["server.example.org", "192.0.2.1"], [], ["server.example.org", "2001:db8::1"], []):
+        subprocess.run(["sh", tmp_path / "certs.sh", *names], check=True, capture_output=True)
+    (finding,) = server.certificate(tmp_path / "certificates/server.pem")
+    told = "localhost, superlink, gateway, 127.0.0.1, server.example.org, 192.0.2.1, 2001:db8::1"
+    assert finding.found.startswith(f"server.pem is valid for {told}, ")
+
+
 def test_a_servers_certificate_without_names_is_told_with_what_to_do(tls, tmp_path):
     issued = x509.load_pem_x509_certificate((tls / "certificates/server.pem").read_bytes())
     authority = serialization.load_pem_private_key((tls / "private/ca.key").read_bytes(), None)
@@ -144,7 +153,7 @@ def test_a_servers_certificate_without_names_is_told_with_what_to_do(tls, tmp_pa
     (finding,) = carried_out([("certificate", lambda: server.certificate(file))])
     assert not finding.passed
     assert finding.found == "server.pem is valid for no name: it has no subjectAltName"
-    assert "docker/certs.sh" in finding.remedy
+    assert "make renew" in finding.remedy
 
 
 # ---- the machine --------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def key(server: Server, file: Path) -> Iterator[Finding]:
 
 def certificate(file: Path) -> Iterator[Finding]:
     """Check a server's own certificate file: since when, until when and for which names it is valid."""
-    make_one = "make a new one: docker/certs.sh; devices keep their ca.crt"
+    make_one = "make a new one: make renew; devices keep their ca.crt"
     loaded = x509.load_pem_x509_certificate(file.read_bytes())
     try:
         names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -182,7 +182,7 @@ def _clock(link: http.client.HTTPConnection, note: str = "") -> Iterator[Finding
 def _remedy_for(error: ssl.SSLCertVerificationError, host: str) -> str:
     words = error.verify_message
     if "expired" in words or "not yet valid" in words:
-        return "on the server: docker/certs.sh; if the server's is new, set this device's clock"
+        return "on the server: make renew; if the server's is new, set this device's clock"
     if "mismatch" in words or "match" in words:
-        return f"on the server: docker/certs.sh {host}; or use a name that the certificate has"
+        return f"on the server: make renew NAMES={host}; or use a name that the certificate has"
     return "copy certificates/ca.crt from the server anew: the one here did not sign the server's certificate"
