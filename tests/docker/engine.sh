@@ -32,8 +32,8 @@ finish() {
         kill "$pid" 2>/dev/null || true
         for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
     done
-    # The engine leaves its network namespace mounted.
-    grep -o " $folder[^ ]*" /proc/mounts | while read -r mounted; do umount -l "$mounted" || true; done
+    # The engine leaves its network namespace mounted, where it has made one.
+    { grep -o " $folder[^ ]*" /proc/mounts || true; } | while read -r mounted; do umount -l "$mounted" || true; done
     rm -rf "$folder" || true
     exit "$status"
 }
