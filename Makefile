@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test docker-test check device lock up register control submit status results down clean help
+.PHONY: demo test docker-test check device lock up register renew control submit status results down clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/  -/'
@@ -61,6 +61,8 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 STACK = $(COMPOSE) --project-name $(PROJECT) --file docker/compose$(if $(TLS),.tls).yml
 FEDERATION = $(if $(TLS),compose-tls,compose)
 CONTROL = $(STACK) run --rm gfpl
+# To certs.sh NODES are names, here it is their number.
+CERTS = env -u NODES docker/certs.sh
 PROJECT ?= gfpl
 NODES ?= 3
 # With NODES=0 the server alone: for devices of their own.
@@ -69,7 +71,7 @@ ARGS ?=
 
 up: $(INSTALLED)  ## start a SuperLink and three nodes, and wait until they are connected; NODES=0: no nodes
 	$(BIN)/gfpl data --quiet
-	$(if $(TLS),test -f docker/certificates/server.pem || docker/certs.sh)
+	$(if $(TLS),test -f docker/certificates/server.pem || $(CERTS))
 	$(STACK) build
 	$(STACK) up --detach $(SERVER)
 	$(if $(TLS),$(MAKE) register)
@@ -77,6 +79,12 @@ up: $(INSTALLED)  ## start a SuperLink and three nodes, and wait until they are 
 
 register:  ## let the nodes whose keys are in docker/certificates into the federation
 	$(MAKE) --no-print-directory TLS=1 control ARGS='register compose-tls $(patsubst docker/%,%,$(wildcard docker/certificates/*.pub))'
+
+renew: TLS = 1
+renew:  ## a new certificate of the server, in use at once: make renew NAMES='another.example.org'
+	$(CERTS) $(NAMES)
+	$(STACK) restart superlink
+	$(STACK) exec -T gateway nginx -s reload
 
 control:  ## the gfpl command inside: make control ARGS='nodes compose'
 	$(CONTROL) $(ARGS)

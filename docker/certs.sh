@@ -1,6 +1,8 @@
 #!/bin/sh
 # Certificates and keys of a federation. Run it again to renew the server's certificate or to add names and nodes;
-# the certificate authority and every key that is there already are kept, so devices need nothing new.
+# the certificate authority, every key that is there already and the certificate's names are kept, so devices need
+# nothing new. (To drop names, remove certificates/server.pem first.) A server that runs goes on with the certificate
+# that it has read: `make renew` runs this and has it read the new one.
 #
 #     docker/certs.sh [NAME ...]        names and addresses under which devices reach the server
 #     NODES="camera-1 camera-2" docker/certs.sh ...       nodes to make keys for; node-0 to node-2 by default
@@ -20,10 +22,19 @@ if [ ! -f private/ca.key ]; then
         -addext "keyUsage=critical,keyCertSign,cRLSign" -out certificates/ca.crt
 fi
 names="DNS:localhost,DNS:superlink,DNS:gateway,IP:127.0.0.1"
+add() {
+    case ",$names," in *",$1,"*) ;; *) names="$names,$1" ;; esac
+}
+if [ -f certificates/server.pem ]; then
+    for name in $(openssl x509 -noout -ext subjectAltName -in certificates/server.pem 2>/dev/null |
+        sed -n '2{s/IP Address:/IP:/g;s/[, ]\{1,\}/ /g;p;}'); do
+        add "$name"
+    done
+fi
 for name in "$@"; do
     case "$name" in
-        *[!0-9.]*) case "$name" in *:*) names="$names,IP:$name" ;; *) names="$names,DNS:$name" ;; esac ;;
-        *) names="$names,IP:$name" ;;
+        *[!0-9.]*) case "$name" in *:*) add "IP:$name" ;; *) add "DNS:$name" ;; esac ;;
+        *) add "IP:$name" ;;
     esac
 done
 extensions=$(mktemp)

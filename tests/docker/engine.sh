@@ -23,16 +23,17 @@ fi
 
 folder=$(mktemp -d /tmp/gfpl-docker-XXXXXX)
 started=()
+made=  # the base image, where it is this script's own and not the user's
 finish() {
     status=$?
     trap - EXIT INT TERM
-    [ -n "${BASE:-}" ] && docker image rm --force "$BASE" "$BASE-raw" >/dev/null 2>&1 || true
+    [ -z "$made" ] || docker image rm --force "$made" "$made-raw" >/dev/null 2>&1 || true
     for pid in "${started[@]}"; do
         kill "$pid" 2>/dev/null || true
         for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
     done
-    # The engine leaves its network namespace mounted.
-    grep -o " $folder[^ ]*" /proc/mounts | while read -r mounted; do umount -l "$mounted" || true; done
+    # The engine leaves its network namespace mounted, where it has made one.
+    { grep -o " $folder[^ ]*" /proc/mounts || true; } | while read -r mounted; do umount -l "$mounted" || true; done
     rm -rf "$folder" || true
     exit "$status"
 }
@@ -48,7 +49,8 @@ if ! docker info >/dev/null 2>&1; then
 fi
 
 if [ -z "${BASE:-}" ]; then
-    export BASE=gfpl-base/debian:$$
+    made=gfpl-base/debian:$$
+    export BASE=$made
     mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates \
         bookworm "$folder/base.tar"
     docker import "$folder/base.tar" "$BASE-raw" >/dev/null

@@ -2,20 +2,33 @@
 
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import ROOT, Stack, docker
+from .conftest import PROJECT, ROOT, Stack, docker
 
 pytestmark = pytest.mark.docker
 RUN = "-c rounds=5 -c gfpl.first-exchange=2 -c gfpl.exchange-every=1 -c gfpl.pseudo-per-class=20 --name trial"
 PROTOTYPES: dict[bool, dict[str, torch.Tensor]] = {}
 """Fused by a run of each federation."""
+
+
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()
+    print("open")
+except OSError as error:
+    print(type(error).__name__)
+"""
 
 
 def test_a_run_ends_and_its_results_come_out(stack: Stack):
@@ -70,24 +83,52 @@ def test_what_has_a_health_check_is_healthy(stack: Stack):
 def test_a_node_that_is_killed_is_started_again_and_comes_back(stack: Stack):
     """Docker's restart policy, and Flower's minute in which a killed node's key is still taken to be in use."""
     container = stack.container("node-1")
-    (facts,) = json.loads(docker("inspect", container))
-    before = facts["RestartCount"]
-    os.kill(facts["State"]["Pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while json.loads(docker("inspect", container))[0]["RestartCount"] == before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert json.loads(docker("inspect", container))[0]["RestartCount"] > before
-    deadline = time.monotonic() + 180
-    while (
-        "SuperNode ID"
-        not in docker("logs", "--since", facts["State"]["StartedAt"], container, check=False).rpartition(
-            "Starting Flower SuperNode"
-        )[2]
-    ):
-        assert time.monotonic() < deadline, docker("logs", container, check=False)
-        time.sleep(1)
-    if stack.tls:  # without a key it is another node now, and the old one is said to be offline
+    before = inspected(container)
+    (node,) = node_ids(container, before["State"]["StartedAt"])
+    os.kill(before["State"]["Pid"], signal.SIGKILL)
+
+    def started_again() -> bool:
+        now = inspected(container)
+        return (
+            now["RestartCount"] > before["RestartCount"] and now["State"]["StartedAt"] != before["State"]["StartedAt"]
+        )
+
+    wait_for(started_again, 60, container)
+    # What the killed process said does not count, nor that the server takes it to be online for another minute.
+    again = inspected(container)["State"]["StartedAt"]
+    wait_for(lambda: node_ids(container, again), 180, container)
+    # With a key it is the node that it was; without one it is another, and the old one is said to be offline.
+    assert (node_ids(container, again) == [node]) is stack.tls
+    if stack.tls:
         assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
+
+
+def inspected(container: str) -> dict[str, Any]:
+    (facts,) = json.loads(docker("inspect", container))
+    return facts
+
+
+def node_ids(container: str, since: str) -> list[str]:
+    """Return the ids under which a node has joined since a moment, from its log."""
+    return re.findall(r"SuperNode ID: (\d+)", docker("logs", "--since", since, container, check=False))
+
+
+def wait_for(condition: Callable[[], object], seconds: float, container: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, docker("logs", container, check=False)
+        time.sleep(0.5)
+
+
+def test_a_nodes_runtime_api_is_there_for_its_own_app_alone(stack: Stack):
+    """Whoever reaches it may take the node's work, so from the network of all devices nobody does."""
+    reached = {}
+    for target in (*(f"node-{i}:9094" for i in range(3)), "gateway:8443" if stack.tls else "superlink:8000"):
+        words = ["run", "--rm", "--network", f"{PROJECT}_devices", "--entrypoint", "python", f"{PROJECT}/node"]
+        reached[target] = docker(*words, "-c", CONNECT, *target.split(":"), check=False).strip()
+    assert list(reached.values()) == ["ConnectionRefusedError"] * 3 + ["open"], reached
+    networks = inspected(stack.container("node-0"))["NetworkSettings"]["Networks"]
+    assert set(networks) == {f"{PROJECT}_devices", f"{PROJECT}_node-0"}
 
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"

@@ -186,6 +186,32 @@ def test_a_node_refuses_a_certificate_that_has_expired(stack: Stack, tmp_path: P
         docker("exec", stack.container("gateway"), "nginx", "-s", "reload")
 
 
+PRESENTED = """
+import socket, ssl, sys
+authority, host, port = sys.argv[1:]
+trust = ssl.create_default_context(cafile=authority)
+with trust.wrap_socket(socket.create_connection((host, int(port)), 20), server_hostname=host) as link:
+    print(ssl.DER_cert_to_PEM_cert(link.getpeercert(True)))
+"""
+
+
+def test_a_renewed_certificate_is_in_use_at_once(stack: Stack):
+    file = stack.folder / "docker/certificates/server.pem"
+    before = x509.load_pem_x509_certificate(file.read_bytes())
+    stack.make("renew", "NAMES=renewed.example.org")
+    issued = x509.load_pem_x509_certificate(file.read_bytes())
+    assert issued.serial_number != before.serial_number
+    names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "renewed.example.org" in names.get_values_for_type(x509.DNSName)
+    # The nodes come back by themselves, so the SuperLink is up by then.
+    assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
+    outside = from_devices(stack, PRESENTED, "/tls/ca.crt", "gateway", "8443")
+    words = ("python", "-c", PRESENTED, "/app/certificates/ca.crt", "localhost", "8000")
+    inside = docker("exec", stack.container("superlink"), *words)
+    for presented in (outside, inside):
+        assert x509.load_pem_x509_certificate(presented.encode()).serial_number == issued.serial_number
+
+
 SEND = """
 import http.client, json, ssl, sys
 trust = ssl.create_default_context(cafile="/tls/ca.crt")
@@ -193,7 +219,7 @@ piece, count = bytes(1 << 20), 400
 for chunked in (False, True):
     link = http.client.HTTPSConnection("gateway", 8443, context=trust, timeout=60)
     link.putrequest("POST", "/v1/fleet/push-messages")
-    link.putheader("Content-Type", "application/x-protobuf")
+    link.putheader("Content-Type", "application/protobuf")
     link.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(count << 20))))
     link.endheaders()
     sent = 0
@@ -232,3 +258,42 @@ def test_a_body_of_400_mb_does_not_reach_the_superlink(stack: Stack):
     for answer in answers:
         assert answer["status"] == 413 or (answer["status"] is None and answer["sent"] < 400), answer
     assert grown < 20e6
+
+
+PUSH_TOGETHER = """
+import http.client, json, ssl, sys, threading
+trust = ssl.create_default_context(cafile="/tls/ca.crt")
+count, size = 10, 15 << 20
+all_but_a_byte = threading.Barrier(count)
+answers = []
+
+def push():
+    link = http.client.HTTPSConnection("gateway", 8443, context=trust, timeout=120)
+    link.putrequest("POST", "/v1/fleet/push-object")
+    link.putheader("Content-Type", "application/protobuf")
+    link.putheader("Content-Length", str(size))
+    link.endheaders()
+    try:
+        link.send(bytes(size - 1))
+        all_but_a_byte.wait(60)
+        link.send(bytes(1))
+    except (OSError, threading.BrokenBarrierError):
+        pass  # it was answered before it was whole
+    try:
+        answers.append(link.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        answers.append(type(error).__name__)
+
+pushing = [threading.Thread(target=push) for _ in range(count)]
+for thread in pushing:
+    thread.start()
+for thread in pushing:
+    thread.join()
+print(json.dumps(answers))
+"""
+
+
+def test_ten_bodies_of_15_mb_at_once_are_answered_by_the_superlink(stack: Stack):
+    """As a dozen devices push the weights of a ResNet: more than the gateway may take of memory."""
+    answers = json.loads(from_devices(stack, PUSH_TOGETHER))
+    assert answers == [400] * 10

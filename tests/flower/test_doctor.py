@@ -10,9 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import format_datetime
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -127,6 +130,32 @@ def test_a_servers_certificate_tells_its_names_and_its_end(tls):
     assert "localhost, superlink, gateway, 127.0.0.1" in finding.found
 
 
+def test_a_certificate_that_is_made_again_keeps_its_names(tmp_path):
+    shutil.copy(CERTS, tmp_path)
+    for names in (["server.example.org", "192.0.2.1"], [], ["server.example.org", "2001:db8::1"], []):
+        subprocess.run(["sh", tmp_path / "certs.sh", *names], check=True, capture_output=True)
+    (finding,) = server.certificate(tmp_path / "certificates/server.pem")
+    told = "localhost, superlink, gateway, 127.0.0.1, server.example.org, 192.0.2.1, 2001:db8::1"
+    assert finding.found.startswith(f"server.pem is valid for {told}, ")
+
+
+def test_a_servers_certificate_without_names_is_told_with_what_to_do(tls, tmp_path):
+    issued = x509.load_pem_x509_certificate((tls / "certificates/server.pem").read_bytes())
+    authority = serialization.load_pem_private_key((tls / "private/ca.key").read_bytes(), None)
+    nameless = (
+        x509.CertificateBuilder(issued.issuer, issued.subject, issued.public_key(), issued.serial_number)
+        .not_valid_before(issued.not_valid_before_utc)
+        .not_valid_after(issued.not_valid_after_utc)
+        .sign(authority, hashes.SHA384())
+    )
+    file = tmp_path / "server.pem"
+    file.write_bytes(nameless.public_bytes(serialization.Encoding.PEM))
+    (finding,) = carried_out([("certificate", lambda: server.certificate(file))])
+    assert not finding.passed
+    assert finding.found == "server.pem is valid for no name: it has no subjectAltName"
+    assert "make renew" in finding.remedy
+
+
 # ---- the machine --------------------------------------------------------------------------------------------
 
 
@@ -140,6 +169,17 @@ def test_a_package_of_another_version_is_told_with_what_is_needed(monkeypatch):
     found = by_check(machine.packages())
     assert not found["flwr"].passed
     assert ">=1.41" in found["flwr"].remedy
+
+
+def test_packages_that_are_not_installed_as_such_are_told_on_one_line(monkeypatch):
+    """The project may lie there and run, uninstalled: nothing says then what it needs."""
+
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "requires", requires)
+    (finding,) = carried_out([("packages", machine.packages)])
+    assert finding == Finding("packages", False, "No package metadata was found for gfpl-flwr", "see the message")
 
 
 def test_a_torchvision_for_another_torch_is_told(monkeypatch):

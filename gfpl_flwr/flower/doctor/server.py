@@ -111,8 +111,13 @@ def key(server: Server, file: Path) -> Iterator[Finding]:
 
 def certificate(file: Path) -> Iterator[Finding]:
     """Check a server's own certificate file: since when, until when and for which names it is valid."""
+    make_one = "make a new one: make renew; devices keep their ca.crt"
     loaded = x509.load_pem_x509_certificate(file.read_bytes())
-    names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        yield Finding("certificate", False, f"{file.name} is valid for no name: it has no subjectAltName", make_one)
+        return
     told = ", ".join(str(name.value) for name in names)
     begins, ends = loaded.not_valid_before_utc.timestamp(), loaded.not_valid_after_utc.timestamp()
     days = (ends - time.time()) / 86400
@@ -120,7 +125,7 @@ def certificate(file: Path) -> Iterator[Finding]:
     found = f"{file.name} is valid for {told}" + (
         f", {days:.0f} days" if ok else f", but not now: {days:.0f} days left"
     )
-    yield Finding("certificate", ok, found, "make a new one: docker/certs.sh; devices keep their ca.crt")
+    yield Finding("certificate", ok, found, make_one)
 
 
 def _registered(server: Server, private: ec.EllipticCurvePrivateKey, file: Path) -> Finding:
@@ -177,7 +182,7 @@ def _clock(link: http.client.HTTPConnection, note: str = "") -> Iterator[Finding
 def _remedy_for(error: ssl.SSLCertVerificationError, host: str) -> str:
     words = error.verify_message
     if "expired" in words or "not yet valid" in words:
-        return "on the server: docker/certs.sh; if the server's is new, set this device's clock"
+        return "on the server: make renew; if the server's is new, set this device's clock"
     if "mismatch" in words or "match" in words:
-        return f"on the server: docker/certs.sh {host}; or use a name that the certificate has"
+        return f"on the server: make renew NAMES={host}; or use a name that the certificate has"
     return "copy certificates/ca.crt from the server anew: the one here did not sign the server's certificate"
