@@ -211,10 +211,11 @@ def _log_odds(data: Problems, counts: Tensor, means: Tensor, variances: Tensor) 
     constant = (counts.clamp_min(TINY) / data.sizes[:, None, None]).log_().sub_(energy, alpha=0.5)
     factors = torch.cat([linear, precision.mul_(-0.5)], dim=-1)
     against = factors[:, :, 1:] - factors[:, :, :1]
-    odds = (data.stack @ against.flatten(1, 2).mT).mT.reshape(*against.shape[:3], -1)
+    # In this order, because a batch of one product with a single column is added up in another order than more are.
+    odds = (against.flatten(1, 2) @ data.stack.mT).view(*against.shape[:3], -1)
     odds = odds + (constant[:, :, 1:] - constant[:, :, :1])[..., None]
     first = constant[..., 0] - 0.5 * LOG_2PI * means.shape[-1]
-    first = first * data.sizes[:, None] + (factors[:, :, 0] @ data.totals[..., None])[..., 0]
+    first = first * data.sizes[:, None] + (data.totals[:, None] @ factors[:, :, 0].mT)[:, 0]
     return odds, first
 
 

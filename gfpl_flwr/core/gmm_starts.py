@@ -52,7 +52,7 @@ def axis_start(data: Problems, components: int) -> Tensor:
         for _ in range(POWER_STEPS):
             axis = along @ rows - along.sum(-1, keepdim=True) * mean
             axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True).clamp_min(SHORTEST)
-            along = ((rows @ axis.mT).mT - (axis * mean).sum(-1, keepdim=True)) * inside
+            along = (axis @ rows.mT - (axis * mean).sum(-1, keepdim=True)) * inside
         clusters = torch.where(along[:, 0] > 0, k, clusters)
     return clusters
 
@@ -133,7 +133,7 @@ def lloyd(data: Problems, clusters: Tensor, components: int) -> Tensor:
         centres = sums / count.clamp_min(1.0)[..., None]
         offset = 0.5 * (first.square().sum(-1) - centres.square().sum(-1)).masked_fill_(count == 0, -torch.inf)
         against = centres - first
-        closer = (data.rows @ against.flatten(1, 2).mT).mT.reshape(members.shape) + offset[..., None]
+        closer = (against.flatten(1, 2) @ data.rows.mT).view(members.shape) + offset[..., None]
         best, cluster = closer.max(2)
         previous, clusters = clusters, torch.where((best > 0) & data.present[:, None], cluster + 1, 0)
         if torch.equal(previous, clusters):

@@ -35,3 +35,20 @@ def test_only_calls_with_the_same_options_are_made_as_one():
     assert work(0, {0: 9}).kind() != work(0, {0: 9}, dim=3).kind()
     other = ClassMixtures(None, "prototypes", torch.rand(9, 50), torch.zeros(9).long(), 0.1, OPTIONS | {"tol": 1.0})
     assert work(0, {0: 9}).kind() != other.kind()
+
+
+def test_small_classes_of_correlated_features_have_the_same_bits_alone_and_beside_others():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        works = []
+        for key in range(5):
+            sizes = torch.randint(13, 18, (3,), generator=generator)
+            labels = torch.arange(3).repeat_interleave(sizes)
+            spread = torch.randn(8, 50, generator=generator)
+            noise = torch.randn(len(labels), 8, generator=generator) @ spread
+            features = (noise + 3 * torch.randn(3, 50, generator=generator)[labels]).relu()
+            works.append(ClassMixtures(None, f"site {key}", features, labels, 1e-6, OPTIONS))
+        for its, bank in zip(works, ClassMixtures.do(works), strict=True):
+            (expected,) = ClassMixtures.do([its])
+            for name, values in expected.to_tensors().items():
+                assert torch.equal(getattr(bank, name), values), name
