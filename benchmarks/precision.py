@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy import summary_of
 from benchmarks.precision_results import REPORT, ROOT, SEEDS, SETTINGS, SMALL, Results, document, load, save
 from gfpl_flwr.core.bhattacharyya import distance
 from gfpl_flwr.core.compression import PRECISIONS, compress, decompress
@@ -55,6 +54,23 @@ def measure(setting: str, precision: str, seed: int, data_dir: Path) -> tuple[di
     visits = [{"round": visit.last_round} | {key: visit.traffic[key] for key in keys} for visit in run.visits]
     facts = {"setting": setting, "precision": precision, "seed": seed, "changes": changes, "versions": versions}
     return facts | summary_of(run) | {"visits": visits}, bank
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    """Return what the tables need of a run."""
+    heads = {head: run.final_accuracy(head) for head in run.heads}
+    totals = run.totals
+    return {
+        "accuracy": {head: {"mean": final.mean, "std": final.std} for head, final in heads.items()},
+        "by_site": {str(site): value for site, value in heads[run.head].by_site.items()},
+        "curve": [[point.round, round(point.mean, 5), round(point.std, 5)] for point in run.curve()],
+        "before_retraining": [[point.round, round(point.mean, 5)] for point in run.after_training()],
+        "messages": totals.messages,
+        "bytes": {"up": totals.bytes_up, "down": totals.bytes_down},
+        "array_bytes": {"up": totals.array_bytes_up, "down": totals.array_bytes_down},
+        "merges": [[merge.components_in, merge.components_out] for merge in run.merges],
+        "seconds": round(totals.seconds, 1),
+    }
 
 
 def moved(setting: str, of: str, bank: GaussianPrototypes) -> dict[str, Any]:

@@ -1,23 +1,26 @@
 """The committed outcomes of the experiments, and docs/results.md made of them.
 
     gfpl table table1 --dataset MNIST --data-dir data     # does the runs that are missing in runs/tables
-    python -m benchmarks.results collect                  # takes their outcomes over into benchmarks/results
+    python -m benchmarks.results collect                  # takes their outcomes over into benchmarks/results/outcomes
     python -m benchmarks.results document                 # writes docs/results.md and its figures from these
 
-The document is a function of the files in benchmarks/results and benchmarks/experiments alone.
+The document is a function of the files in benchmarks/results/outcomes and benchmarks/experiments alone.
 """
 
 import argparse
+import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gfpl_flwr.experiments.cells import OURS, Cells, common, own
+from gfpl_flwr.experiments.cells import OURS, Cells, common, own, sent
 from gfpl_flwr.experiments.design import Experiment, Part, read_experiment
 from gfpl_flwr.experiments.figures import figures_of
 from gfpl_flwr.experiments.outcomes import Outcome, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import Sheet, markdown
 from gfpl_flwr.experiments.spread import Interval
-from gfpl_flwr.experiments.tables import sheets_of, signed, verdicts
+from gfpl_flwr.experiments.sweep import Place, finished
+from gfpl_flwr.experiments.tables import plain, sheets_of, signed, verdicts
 from gfpl_flwr.report.formatting import NOTHING, human_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -25,30 +28,22 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 RESULTS = ROOT / "benchmarks" / "results" / "outcomes"
 REPORT = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images" / "results"
-ORDER = (
-    "table1",
-    "table1-short",
-    "table2",
-    "table2-short",
-    "fig2",
-    "fig3",
-    "fig4",
-    "fig5",
-    "fig6",
-    "fig7",
-    "defaults",
-)
+ORDER = ("table1", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
 
 
 def collect(tables: Path) -> None:
-    """Take over the outcomes of the experiments below a folder of ``gfpl table``, beside those that are there."""
-    for path in sorted(tables.glob("*/outcomes.jsonl")):
-        name = path.parent.name
-        if not (EXPERIMENTS / f"{name}.toml").exists():
-            continue
+    """Take over the outcomes of the finished runs of ``gfpl table``, beside those that are there.
+
+    Args:
+        tables: its ``--output-dir``. A run counts for every experiment that has it.
+    """
+    place = Place(tables / "runs", Path("data"))
+    for name in ORDER:
         wanted = read_experiment(EXPERIMENTS / f"{name}.toml").runs()
-        kept = committed(name) | {key: its for key, its in read_outcomes(path).items() if key in wanted}
-        write_outcomes(RESULTS / f"{name}.jsonl", kept.values())
+        kept = committed(name) | finished(wanted, place, print)
+        kept = {key: its for key, its in kept.items() if key in wanted}
+        if kept:
+            write_outcomes(RESULTS / f"{name}.jsonl", kept.values())
         print(f"{name}: {len(kept)} of {len(wanted)} runs")
 
 
@@ -72,9 +67,11 @@ def document() -> str:
 
 
 def draw(folder: Path) -> list[Path]:
-    """Write the figures of the document as PNG, and return their paths."""
+    """Write the figures of the document as PNG in place of those that are there, and return their paths."""
+    shutil.rmtree(folder, ignore_errors=True)
     written = []
     for experiment, outcomes in experiments():
+        (folder / experiment.name).mkdir(parents=True)
         for part in experiment.parts:
             for path in figures_of(part, outcomes, folder / experiment.name):
                 if path.suffix == ".png":
@@ -129,7 +126,7 @@ def _part(experiment: Experiment, part: Part, outcomes: Mapping[str, Outcome]) -
         yield markdown(sheet)
     for page in part.pages:
         cells = Cells(part, page, outcomes)
-        if part.show == "methods" and any(its.key in outcomes for its in cells.on_page()):
+        if part.show in ("methods", "variants"):
             yield from _where_it_wins(cells)
     drawn = sorted((IMAGES / experiment.name).glob(f"{part.name}-*.png"))
     for path in drawn:
@@ -138,46 +135,51 @@ def _part(experiment: Experiment, part: Part, outcomes: Mapping[str, Outcome]) -
 
 
 def _where_it_wins(cells: Cells) -> Iterator[str]:
-    """Yield GFPL's differences to the other methods, and what they come to in words."""
+    """Yield GFPL's differences to the other rows, and what they come to in words."""
     found: dict[str, dict[str, Interval]] = {}
-    for page, column, method, gap in verdicts(cells.part, cells.outcomes):
-        if page == ", ".join(cells.page.values()):
-            found.setdefault(method, {})[column] = gap
+    for page, column, row, gap in verdicts(cells.part, cells.outcomes):
+        if page == cells.where and gap.count:
+            found.setdefault(row, {})[column] = gap
+    if not found:
+        return
     columns = cells.of("columns")
-    rows = [[method, *(signed(gaps[column]) for column in columns)] for method, gaps in found.items()]
-    where = ", ".join(cells.page.values())
+    missing = Interval(math.nan, None, 0)
+    rows = [[row, *(signed(gaps.get(column, missing)) for column in columns)] for row, gaps in found.items()]
     notes = ["Points on own classes, seed by seed: mean ± half the 95 % interval; + where GFPL is better."]
-    yield markdown(Sheet("gap", f"GFPL less each method, {where}", ["method", *columns], rows, notes))
-    words = {1: "ahead of", -1: "behind", 0: "not to be told from"}
-    told = []
-    for sign, verb in words.items():
+    title = f"{OURS} less each" + (f", {cells.where}" if cells.page else "")
+    yield markdown(Sheet("gap", title, [cells.part.roles["rows"], *columns], rows, notes))
+    clauses = []
+    for sign, verb in {1: "ahead of", -1: "behind", 0: "not to be told from"}.items():
         named = []
-        for method, gaps in found.items():
-            at = [column for column in columns if gaps[column].count and gaps[column].sign == sign]
+        for row, gaps in found.items():
+            at = [column for column, gap in gaps.items() if gap.sign == sign]
             if at:
-                named.append(method if len(at) == len(columns) else f"{method} ({', '.join(at)})")
+                named.append(row if len(at) == len(columns) else f"{row} ({', '.join(at)})")
         if named:
-            told.append(f"{verb} {', '.join(named)}")
-    yield f"On {where} {OURS} is {'; '.join(told)}.\n"
+            clauses.append(f"{verb} {', '.join(named)}")
+    yield f"{f'On {cells.where} ' if cells.page else ''}{OURS} is {'; '.join(clauses)}.\n"
 
 
 def readme_rows() -> Iterator[str]:
     """Yield the short table of the README: accuracy on own and on unseen classes, and what a site sends and gets."""
     outcomes = committed("table1")
-    part = read_experiment(EXPERIMENTS / "table1.toml").parts[0]
-    pages = [page for page in part.pages if any(its.key in outcomes for its in Cells(part, page, outcomes).on_page())]
-    names = [", ".join(page.values()) for page in pages]
-    yield "| method | " + " | ".join(f"{name}: own | unseen | up + down a site" for name in names) + " |"
-    yield "|---|" + "---:|" * (3 * len(pages))
+    (part,) = read_experiment(EXPERIMENTS / "table1.toml").parts
+    pages = [cells for page in part.pages if not (cells := Cells(part, page, outcomes)).empty]
+    heads = [f"{cells.where}: {what}" for cells in pages for what in ("own", "unseen", "up + down a site")]
+    yield "| method | " + " | ".join(heads) + " |"
+    yield "|---|" + "---:|" * len(heads)
     for row in part.axes["method"]:
-        told = [row]
-        for page in pages:
-            cells = Cells(part, page, outcomes)
-            where = {"rows": row, "columns": "n = 4"}
-            mean, unseen = cells.interval(own, **where), cells.interval(common("unseen"), **where)
-            sent = cells.interval(lambda its: (its.up[0] + its.down[0]) / len(its.by_site), **where)
-            told += [f"{mean.mean:.1f} ± {mean.half:.1f}", f"{unseen.mean:.0f}", human_bytes(sent.mean)]
-        yield "| " + " | ".join(told) + " |"
+        words = [row]
+        for cells in pages:
+            where = {"rows": row, "columns": cells.middle}
+            sites = cells.interval(_sent_a_site, **where)
+            words += [plain(cells.interval(own, **where), 1), plain(cells.interval(common("unseen"), **where), 0)]
+            words.append(human_bytes(sites.mean) if sites.count else NOTHING)
+        yield "| " + " | ".join(words) + " |"
+
+
+def _sent_a_site(outcome: Outcome) -> float:
+    return sent(outcome) / len(outcome.by_site)
 
 
 def main() -> None:

@@ -59,16 +59,15 @@ class Plain(nn.Module):
         dim, (projection, classes) = FEATURE_DIMS[architecture], etf.shape
         self.extractor = _plain_cnn() if architecture == "cnn" else _plain_resnet18()
         self.dropout = nn.Dropout(DROPOUT[architecture])
-        self.classifier, self.projection = nn.Linear(dim, classes), nn.Linear(dim, projection)
+        self.classifier, self.projection = nn.Linear(projection, classes), nn.Linear(dim, projection)
         self.register_buffer("etf", etf.clone())
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the hybrid loss of a batch of features (B, D)."""
-        cosines = F.normalize(self.projection(features)) * self.get_buffer("etf").T[labels]
-        return (
-            F.cross_entropy(self.classifier(self.dropout(features)), labels)
-            + 0.5 * (cosines.sum(1) - 1).square().mean()
-        )
+        projected = F.normalize(self.projection(features))
+        cosines = (projected * self.get_buffer("etf").T[labels]).sum(1)
+        logits = self.classifier(self.dropout(projected))
+        return F.cross_entropy(logits, labels) + 0.5 * (cosines - 1).square().mean()
 
 
 def _plain_cnn() -> nn.Module:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import accuracy
 from benchmarks import precision_results as precision
+from benchmarks import results
 from benchmarks import speed_results as speed
 from benchmarks.pairs import Pair
 from benchmarks.speed_text import PARTS
@@ -17,15 +17,28 @@ from gfpl_flwr.models import build_extractor
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_results_are_generated_from_the_committed_summaries():
-    assert accuracy.REPORT.read_text() == accuracy.document(accuracy.load()), (
-        "run: python -m benchmarks.accuracy table"
+def test_the_results_are_generated_from_the_committed_outcomes():
+    assert results.REPORT.read_text() == results.document(), "run: python -m benchmarks.results document"
+
+
+def test_the_results_show_the_figures_that_the_committed_outcomes_give(tmp_path):
+    drawn = {path.relative_to(tmp_path) for path in results.draw(tmp_path)}
+    assert drawn == {path.relative_to(results.IMAGES) for path in results.IMAGES.rglob("*.png")}, (
+        "run: python -m benchmarks.results document"
     )
+    text = results.REPORT.read_text()
+    assert all(f"](images/results/{path.as_posix()})" in text for path in drawn)
 
 
-def test_every_variant_was_measured_with_every_seed():
-    measured = {(entry["variant"], entry["seed"]) for entry in accuracy.load()}
-    assert measured == {(variant, seed) for variant in accuracy.VARIANTS for seed in accuracy.SEEDS}
+def test_every_experiment_has_its_place_in_the_results():
+    assert sorted(results.ORDER) == sorted(path.stem for path in results.EXPERIMENTS.glob("*.toml"))
+
+
+def test_committed_outcomes_are_those_of_runs_of_their_experiment():
+    for experiment, outcomes in results.experiments():
+        wanted = experiment.runs()
+        assert outcomes.keys() <= wanted.keys()
+        assert all(dict(its.options) == dict(wanted[key].options) for key, its in outcomes.items())
 
 
 def test_the_page_on_precision_is_generated_from_the_committed_measurements():
@@ -82,8 +95,7 @@ def test_a_goal_counts_as_reached_by_the_median_of_the_ratios_turn_by_turn():
 
 
 def test_the_readme_shows_the_rows_of_the_results():
-    rows = list(accuracy.readme_rows(accuracy.load()))
-    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+    assert "\n".join(results.readme_rows()) in (ROOT / "README.md").read_text()
 
 
 def test_the_files_the_readme_points_to_exist():

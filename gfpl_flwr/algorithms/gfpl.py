@@ -69,7 +69,9 @@ class GFPL(Algorithm):
     projection_dim: int = option(
         0, "Width of projection and ETF, at least classes - 1; 0: the data set's.", at_least=0
     )
-    classifier_on: str = option("features", "What the trainable classifier sees.", choices=("features", "projection"))
+    classifier_on: str = option(
+        "projection", "What the classifier sees with DCS.", choices=("features", "projection")
+    )
     # prototypes
     num_components: int = option(2, "Gaussian components a class.", at_least=1)
     min_samples: int = option(5, "A class with fewer training samples sends no prototype.", at_least=1)

@@ -62,8 +62,9 @@ class DualClassifier(SplitModel):
         extractor: maps images to features (B, D).
         feature_dim: D.
         etf: V (P, C), unit columns v_j; stored as a buffer, never trained.
-        classifier_on: ``"features"`` (h on z) or ``"projection"`` (h on mu_hat). The paper leaves it open; h on z
-            is the default because its ablation without DCS retrains h on pseudo-features alone.
+        classifier_on: ``"features"`` (h on z) or ``"projection"`` (h on mu_hat). The paper leaves it open: its
+            ablation without DCS retrains h on pseudo-features alone, which speaks for h on z; with h on mu_hat
+            sites are more accurate, see docs/adr/0013-defaults-of-gfpl.md.
         dropout: before the classifier, in training only.
     """
 
@@ -75,7 +76,7 @@ class DualClassifier(SplitModel):
         feature_dim: int,
         etf: Tensor,
         *,
-        classifier_on: str = "features",
+        classifier_on: str = "projection",
         dropout: float = 0.0,
     ) -> None:
         projection_dim, num_classes = etf.shape

@@ -68,14 +68,16 @@ def test_without_retraining_there_is_one_visit_and_nothing_travels():
 # ---- local training -----------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_equation_13():
-    site, algorithm = site_with(gfpl__dr_weight=0.7)
+@pytest.mark.parametrize("classifier_on", ["features", "projection"])
+def test_the_loss_is_equation_13(classifier_on):
+    site, algorithm = site_with(gfpl__dr_weight=0.7, gfpl__classifier_on=classifier_on)
     model = site.model.eval()
     assert isinstance(model, DualClassifier)
     pixels, labels = site.train.pixels(slice(0, 5)), site.train.labels[:5]
     z = model.extractor(pixels)
-    logits = z @ model.classifier.weight.T + model.classifier.bias
     projected = z @ model.projection.weight.T + model.projection.bias
+    seen = z if classifier_on == "features" else projected / projected.square().sum(1, keepdim=True).sqrt()
+    logits = seen @ model.classifier.weight.T + model.classifier.bias
     ce = -torch.log_softmax(logits, 1)[torch.arange(5), labels].mean()
     cosine = torch.stack([projected[b] @ model.etf[:, labels[b]] / projected[b].norm() for b in range(5)])
     assert algorithm.loss(model, z, labels).item() == pytest.approx(
@@ -348,7 +350,7 @@ def test_a_class_whose_count_is_withheld_counts_as_one_sample():
 
 
 def test_prototypes_that_make_retraining_diverge_cost_a_site_nothing():
-    site, algorithm = site_with()
+    site, algorithm = site_with(gfpl__classifier_on="features")  # on the projection they are of length one
     before = {name: tensor.clone() for name, tensor in site.model.state_dict().items()}
     bank = fused()
     wild = GaussianPrototypes(bank.labels, bank.counts, 1e20 * bank.means, bank.variances)

@@ -62,7 +62,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
 
 
 def test_the_three_heads_of_one_pass():
-    model = dual().eval()
+    model = dual(classifier_on="features").eval()
     images = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     scores = model(images)
     features = model.extractor(images)
