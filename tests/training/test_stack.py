@@ -100,7 +100,7 @@ def test_a_stack_of_resnet18_equals_torchs_own_layers_and_optimizer_site_by_site
 
 @pytest.mark.slow
 def test_batch_statistics_are_each_sites_own(site_of):
-    sites = [site_of(key, 9, "resnet18") for key in range(2)]
+    sites = [site_of(key, 9, "resnet18", gfpl__classifier_on="features") for key in range(2)]
     Descent.do(descents(sites))
     norms = [[m for m in site.model.modules() if isinstance(m, nn.BatchNorm2d)] for site in sites]
     assert [norm.num_batches_tracked.item() for norm in norms[0]] == [2] * len(norms[0])
