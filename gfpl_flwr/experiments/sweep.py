@@ -9,11 +9,11 @@ import multiprocessing
 import os
 import queue
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.experiments.design import Planned
 from gfpl_flwr.experiments.outcomes import SCENE, Outcome, outcome_of
 from gfpl_flwr.flower.files import DamagedFileError
+from gfpl_flwr.flower.workers import begin_worker
 from gfpl_flwr.report import Run, read_run
 
 
@@ -112,9 +113,11 @@ def sweep(planned: Mapping[str, Planned], place: Place, *, jobs: int) -> Iterato
         KeyboardInterrupt: after every process has been ended; what was computed is kept.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(begin_worker)
+    with manager:
         progress: Any = manager.Queue()
-        pool = ProcessPoolExecutor(jobs, context, initializer=_ignore_interrupts)
+        pool = ProcessPoolExecutor(jobs, context, initializer=begin_worker)
         try:
             ordered = sorted(planned.items(), key=lambda item: -item[1].rounds)
             waiting = {pool.submit(_do, its, place, progress): key for key, its in ordered}
@@ -128,11 +131,6 @@ def sweep(planned: Mapping[str, Planned], place: Place, *, jobs: int) -> Iterato
             for child in children:
                 child.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _news(progress: "queue.Queue[Told]") -> Iterator[Told]:

@@ -6,7 +6,6 @@ cohorts go to worker processes, at least one to each. What a site computes does 
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import uuid
@@ -29,6 +28,7 @@ from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run
 from gfpl_flwr.flower.site_setup import pick_device
+from gfpl_flwr.flower.workers import begin_worker
 
 RUN_ID = 1
 DEFAULT_SITES = 20
@@ -185,8 +185,8 @@ class _Workers:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and do without its threads, which a fork does not copy."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Begin as every worker, and do without the threads of the process that forked it, which are not copied."""
+    begin_worker()
     # An operation that is shared among threads would wait for ever for those of the parent.
     torch.set_num_threads(1)
 

@@ -1,5 +1,6 @@
 """Runs that are missing are done, once, whatever happened before."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -97,6 +98,21 @@ def test_a_worker_that_dies_ends_the_sweep_and_says_so(two_methods, place, monke
         list(sweep(two_methods.runs(), place, jobs=1))
 
 
+def offspring(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that these did."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    own = [int(child) for task in tasks for child in task.read_text().split()]
+    return [*own, *(grandchild for child in own for grandchild in offspring(child))]
+
+
+def runs_on(pid: int) -> bool:
+    """Return whether a process is there and is no zombie that nobody has looked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(write, tmp_path, data_dir):
     path = write(("rounds = 2", "rounds = 30"), ('"gfpl.first-exchange" = 1', '"gfpl.first-exchange" = 2'))
@@ -114,8 +130,17 @@ def test_a_killed_command_goes_on_where_it_was(write, tmp_path, data_dir):
                 break
             time.sleep(0.1)
         assert begun is not None
+        children = offspring(first.pid)
+        assert children
+        first.kill()  # the command alone: its workers end with it
+        first.wait()
+        ends = time.monotonic() + 20
+        while any(map(runs_on, children)) and time.monotonic() < ends:
+            time.sleep(0.1)
+        assert not any(map(runs_on, children))
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     before = begun.read_text().splitlines()[0]
     assert not (begun.parent / "summary.json").exists()
