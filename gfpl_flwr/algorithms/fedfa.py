@@ -7,7 +7,9 @@ anchors of its own classes towards the means of its features. The server average
 samples. Up and down travel all weights, BatchNorm's running statistics, which are averaged like weights, and the
 anchors.
 
-DEPARTURE: the released code lets learning rate and weights decay; here all methods have the same SGD.
+DEPARTURE: the released code lets learning rate and weights decay; here all methods have the same SGD. It calibrates
+with a step size of 1e-3 after batches of 64; after batches of 4, sixteen times as many, the classifier grows with that
+until training diverges (MNIST, 20 sites, within 60 rounds with each of three seeds), so the default here is 1e-4.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ class FedFA(ModelAveraging):
 
     weight: float = option(0.1, "Lambda: weight of the distance between features and anchors.", at_least=0)
     anchor_momentum: float = option(0.5, "What an anchor keeps of itself in a round.", at_least=0, at_most=1)
-    calibration_rate: float = option(1e-3, "Step size of Adam, which calibrates the classifier.", above=0)
+    calibration_rate: float = option(1e-4, "Step size of Adam, which calibrates the classifier.", above=0)
 
     def initial(self, model: SplitModel | None = None) -> dict[str, Tensor]:
         """Return the model that every site starts from, and the first anchors."""
