@@ -1,7 +1,7 @@
 """The committed outcomes of the experiments, and docs/results.md made of them.
 
     gfpl table table1 --dataset MNIST --data-dir data     # does the runs that are missing in runs/tables
-    python -m benchmarks.results collect                  # takes their outcomes over into benchmarks/results/outcomes
+    python -m benchmarks.results collect table1           # takes their outcomes over into benchmarks/results/outcomes
     python -m benchmarks.results document                 # writes docs/results.md and its figures from these
 
 The document is a function of the files in benchmarks/results/outcomes and benchmarks/experiments alone.
@@ -10,7 +10,7 @@ The document is a function of the files in benchmarks/results/outcomes and bench
 import argparse
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gfpl_flwr.experiments.cells import OURS, Cells, common, own, sent
@@ -31,14 +31,15 @@ IMAGES = ROOT / "docs" / "images" / "results"
 ORDER = ("table1", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
 
 
-def collect(tables: Path) -> None:
+def collect(tables: Path, names: Sequence[str]) -> None:
     """Take over the outcomes of the finished runs of ``gfpl table``, beside those that are there.
 
     Args:
         tables: its ``--output-dir``. A run counts for every experiment that has it.
+        names: of the experiments.
     """
     place = Place(tables / "runs", Path("data"))
-    for name in ORDER:
+    for name in names:
         wanted = read_experiment(EXPERIMENTS / f"{name}.toml").runs()
         kept = committed(name) | finished(wanted, place, print)
         kept = {key: its for key, its in kept.items() if key in wanted}
@@ -187,12 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     collector = commands.add_parser("collect", help="take over outcomes")
-    collector.add_argument("tables", type=Path, nargs="?", default=Path("runs/tables"), help="folder of gfpl table")
+    collector.add_argument("names", nargs="+", choices=ORDER, metavar="NAME", help="experiments to take over")
+    collector.add_argument("--tables", type=Path, default=Path("runs/tables"), help="folder of gfpl table")
     commands.add_parser("document", help="write docs/results.md and its figures")
     commands.add_parser("readme", help="print the table of the README")
     arguments = parser.parse_args()
     if arguments.command == "collect":
-        collect(arguments.tables)
+        collect(arguments.tables, arguments.names)
     elif arguments.command == "readme":
         print("\n".join(readme_rows()))
     else:

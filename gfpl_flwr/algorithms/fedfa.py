@@ -8,8 +8,8 @@ samples. Up and down travel all weights, BatchNorm's running statistics, which a
 anchors.
 
 DEPARTURE: the released code lets learning rate and weights decay; here all methods have the same SGD. It calibrates
-with a step size of 1e-3 after batches of 64; after batches of 4, sixteen times as many, the classifier grows with that
-until training diverges (MNIST, 20 sites, within 60 rounds with each of three seeds), so the default here is 1e-4.
+with a step size of 1e-3 after batches of 64. After batches of 4, sixteen times as many, the classifier grows that way
+until training diverges (MNIST, 20 sites, within 60 rounds with each of three seeds): the default here is 1e-4.
 """
 
 from dataclasses import dataclass
