@@ -113,7 +113,9 @@ def tradeoff_figure(cells: Cells) -> Figure:
         fig, ax = canvas(8.0, 4.8)
         points, names = _scatter(ax, cells, sent, own, bars_across=False)
         byte_axis(ax, np.array([x for x, _ in points]))
-        percent_limits(ax, [y for _, y in points])
+        found = [cells.interval(own, rows=row, columns=cells.middle) for row in cells.of("rows")]
+        bars = [(its.mean, *(half for (half,) in reaching(its))) for its in found if its.count]
+        percent_limits(ax, [end for mean, below, above in bars for end in (mean - below, mean + above)])
         write_titles(
             ax,
             f"Accuracy against data sent · {cells.where}",

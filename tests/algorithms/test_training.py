@@ -192,7 +192,7 @@ def test_clamped_pseudo_features_have_no_negative_coordinate():
     means = torch.full((CLASSES, DIM), 3.0)
     means[:, ::2] = -3.0
     for clamp in (True, False):
-        site, algorithm = site_of(gfpl__clamp_pseudo=clamp, gfpl__pseudo_per_class=10)
+        site, algorithm = site_of(gfpl__clamp_pseudo=clamp, gfpl__pseudo_per_class=10, gfpl__classifier_on="features")
         for name, step in steps_of(site, algorithm, mixture(means)).items():
             if name.endswith("weight"):
                 assert bool((step[:, ::2] == 0).all()) is clamp, (name, clamp)
@@ -204,7 +204,7 @@ def test_lambda_weights_dot_regression_in_retraining():
     means = 3 * torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(2))
     moved = {}
     for weight in (0.0, 0.5, 1.0, 3.0):
-        site, algorithm = site_of(gfpl__dr_weight=weight, gfpl__pseudo_per_class=10)
+        site, algorithm = site_of(gfpl__dr_weight=weight, gfpl__pseudo_per_class=10, gfpl__classifier_on="features")
         whole = replace(site, batch_size=10 * CLASSES)  # one batch, one step
         moved[weight] = steps_of(whole, algorithm, mixture(means))
     assert moved[1.0]["projection.weight"].abs().max() > 1e-5

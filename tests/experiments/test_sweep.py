@@ -217,6 +217,7 @@ def test_a_run_with_a_damaged_checkpoint_begins_anew_and_says_so(one, place):
 
 def test_a_site_whose_disk_is_full_ends_the_sweep(one, place, monkeypatch):
     (key, its), *_ = one.items()
+    monkeypatch.setenv("GFPL_COMMAND", "set in this process, and put back")
     monkeypatch.setattr(state, "write_tensors", full_disk)
     with pytest.raises(SweepError, match="the disk is full"):
         sweeping._ending(Now(key, its, place), key, one)  # type: ignore[arg-type]
