@@ -122,9 +122,7 @@ def _section(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> str:
 
 
 def _part(experiment: Experiment, part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    sheets = [sheet for sheet in sheets_of(part, outcomes) if any(NOTHING not in row[1:] for row in sheet.rows)]
-    for sheet in sheets:
-        yield markdown(sheet)
+    yield from map(markdown, sheets_of(part, outcomes))
     for page in part.pages:
         cells = Cells(part, page, outcomes)
         if part.show in ("methods", "variants"):

@@ -38,6 +38,13 @@ def defaults() -> dict[str, Scalar]:
     return found
 
 
+def of_its_method(options: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the options of a run without those of other methods than its own: they have no part in it."""
+    algorithm = options.get("algorithm", defaults()["algorithm"])
+    others = tuple(f"{name}." for name in ALGORITHMS if name != algorithm)
+    return {key: value for key, value in options.items() if not key.startswith(others)}
+
+
 def parse_run(flat: Mapping[str, object]) -> tuple[RunConfig, Algorithm]:
     """Check a flat configuration whole, and build the run's options and its algorithm.
 

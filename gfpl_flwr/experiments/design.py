@@ -32,7 +32,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gfpl_flwr.algorithms import ALGORITHMS, defaults, known_fields, parse_run
+from gfpl_flwr.algorithms import defaults, known_fields, of_its_method, parse_run
 from gfpl_flwr.config import ConfigError, Scalar
 from gfpl_flwr.dataset_settings import num_classes_of
 
@@ -78,7 +78,7 @@ class Planned:
     @cached_property
     def key(self) -> str:
         """The name of the run's folder: method, data and a digest of every option that has a part in the result."""
-        whole = _of_its_method(defaults() | dict(self.options))
+        whole = of_its_method(defaults() | dict(self.options))
         algorithm = str(whole["algorithm"])
         told = {key: value for key, value in whole.items() if key not in PLACE}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
@@ -148,7 +148,7 @@ class Part:
             options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
             more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
             for seed in list(dict.fromkeys([*self.seeds, *more]))[: self.num_seeds]:
-                yield Planned(cell, seed, _of_its_method(options | {"seed": seed}), scene=self.show == "features")
+                yield Planned(cell, seed, of_its_method(options | {"seed": seed}), scene=self.show == "features")
 
 
 @dataclass(frozen=True)
@@ -319,13 +319,6 @@ def _check_where(where: Mapping[str, str], axes: Mapping[str, Collection[str]], 
 
 def _has(cell: Mapping[str, str], where: Mapping[str, str]) -> bool:
     return all(cell.get(axis) == value for axis, value in where.items())
-
-
-def _of_its_method(options: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return options without those of other methods than the run's: they have no part in it."""
-    algorithm = options.get("algorithm", defaults()["algorithm"])
-    others = tuple(f"{name}." for name in ALGORITHMS if name != algorithm)
-    return {key: value for key, value in options.items() if not key.startswith(others)}
 
 
 def _wanted(name: str, values: Sequence[str] | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from gfpl_flwr import __version__
-from gfpl_flwr.algorithms import defaults
+from gfpl_flwr.algorithms import defaults, of_its_method
 from gfpl_flwr.config import ConfigError, RunConfig, parse
 from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_atomically, write_json, write_tensors
 
@@ -131,7 +131,7 @@ class RunFolder:
             facts = json.loads((path / CONFIG).read_text())
         except (OSError, ValueError):
             raise ConfigError(f"resume = true: {path} holds no run to resume") from None
-        was, now = facts["config"], defaults() | dict(flat)
+        was, now = of_its_method(facts["config"]), of_its_method(defaults() | dict(flat))
         keys = (was.keys() | now.keys()) - FREE_KEYS
         if changed := sorted(key for key in keys if was.get(key) != now.get(key)):
             listed = ", ".join(f"{key} = {now.get(key)!r} (was {was.get(key)!r})" for key in changed)

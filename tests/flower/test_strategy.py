@@ -521,6 +521,7 @@ def test_a_name_that_is_taken_and_a_run_that_was_different_are_refused(federate)
         federate("mine", resume=True, seed=8)
     with pytest.raises(ConfigError, match="holds no run to resume"):
         federate("nobody", resume=True)
+    assert federate("mine", resume=True, fedfa__weight=0.3)  # of another method
 
 
 def test_too_few_nodes_are_reported(flat):
