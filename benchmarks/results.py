@@ -9,8 +9,10 @@ The document is a function of the files in benchmarks/results/outcomes and bench
 
 import argparse
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gfpl_flwr.experiments.cells import OURS, Cells, common, own, sent
@@ -42,7 +44,12 @@ def collect(tables: Path, names: Sequence[str]) -> None:
     for name in names:
         wanted = read_experiment(EXPERIMENTS / f"{name}.toml").runs()
         kept = committed(name) | finished(wanted, place, print)
-        kept = {key: its for key, its in kept.items() if key in wanted}
+        # Where data and results lay on the machine that measured is no part of the command.
+        kept = {
+            key: replace(its, command=re.sub(r" --(data|output)-dir \S+", "", its.command))
+            for key, its in kept.items()
+            if key in wanted
+        }
         if kept:
             write_outcomes(RESULTS / f"{name}.jsonl", kept.values())
         print(f"{name}: {len(kept)} of {len(wanted)} runs")

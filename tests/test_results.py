@@ -38,6 +38,7 @@ def test_committed_outcomes_are_those_of_runs_of_their_experiment():
     for experiment, outcomes in results.experiments():
         wanted = experiment.runs()
         assert outcomes.keys() <= wanted.keys()
+        assert not any("-dir" in its.command for its in outcomes.values())  # of the machine that measured
         assert all(dict(its.options) == dict(wanted[key].options) for key, its in outcomes.items())
 
 
