@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gfpl_flwr.experiments.cells import OURS, Cells, common, own, sent
-from gfpl_flwr.experiments.design import Experiment, Part, read_experiment
+from gfpl_flwr.experiments.design import Experiment, Part
+from gfpl_flwr.experiments.experiment_file import read_experiment
 from gfpl_flwr.experiments.figures import figures_of
 from gfpl_flwr.experiments.outcomes import Outcome, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import Sheet, markdown

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.config import Scalar
-from gfpl_flwr.experiments.design import Experiment, ExperimentError, Planned, read_experiment
+from gfpl_flwr.experiments.design import Experiment, ExperimentError, Planned
+from gfpl_flwr.experiments.experiment_file import read_experiment
 from gfpl_flwr.experiments.outcomes import Outcome, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import latex, markdown, rich_table
 from gfpl_flwr.experiments.sweep import Place, finished, sweep

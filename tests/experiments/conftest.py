@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gfpl_flwr.experiments.design import Experiment, Planned, read_experiment
+from gfpl_flwr.experiments.design import Experiment, Planned
+from gfpl_flwr.experiments.experiment_file import read_experiment
 from gfpl_flwr.experiments.outcomes import Outcome
 
 SMALL = """

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gfpl_flwr.experiments.design import ExperimentError, Planned, read_experiment
+from gfpl_flwr.experiments.design import ExperimentError, Planned
+from gfpl_flwr.experiments.experiment_file import read_experiment
 
 FILES = sorted((Path(__file__).parents[2] / "benchmarks" / "experiments").glob("*.toml"))
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from gfpl_flwr.experiments import sweep as sweeping
-from gfpl_flwr.experiments.design import Planned, read_experiment
+from gfpl_flwr.experiments.design import Planned
+from gfpl_flwr.experiments.experiment_file import read_experiment
 from gfpl_flwr.experiments.sweep import Place, SweepError, Told, finished, sweep
 from gfpl_flwr.flower import state
 
