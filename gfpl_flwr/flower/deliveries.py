@@ -16,6 +16,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from gfpl_flwr.flower.polled_grid import PolledGrid
+
 THREADS = 16
 """Most replies that are pulled at once; only as many stalled uploads hold up the others."""
 PULLS_A_SECOND = 50
@@ -23,7 +25,7 @@ PULLS_A_SECOND = 50
 _SERVER = 1  # Flower's number of its server's node
 
 
-class Deliveries(Grid):
+class Deliveries(PolledGrid):
     """A grid of Flower's of which each reply is pulled by itself, in a thread of its own.
 
     A reply is told by the id it was asked for under, and is an error where it cannot be unpacked or says that it
@@ -32,6 +34,8 @@ class Deliveries(Grid):
     Args:
         grid: Flower's; its methods may be called from several threads.
     """
+
+    pause = 0.1
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -93,18 +97,6 @@ class Deliveries(Grid):
         if idle and time.monotonic() >= self._next:
             self._next = time.monotonic() + len(idle) / PULLS_A_SECOND
             self._pulls |= {message_id: self._threads.submit(self._pull, message_id) for message_id in idle}
-        return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies that came before the timeout, in seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            came = list(self.pull_messages(waiting))
-            waiting -= {message.metadata.reply_to_message_id for message in came}
-            replies += came
-            time.sleep(0.1)
         return replies
 
     def _pull(self, message_id: str) -> Message | None:

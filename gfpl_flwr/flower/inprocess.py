@@ -7,7 +7,6 @@ cohorts go to worker processes, at least one to each. What a site computes does 
 import multiprocessing
 import os
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.flower.client import Ask, answer, reply_to
+from gfpl_flwr.flower.polled_grid import PolledGrid
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.run_folder import RunFolder
 from gfpl_flwr.flower.server import run
@@ -35,7 +34,7 @@ DEFAULT_SITES = 20
 """Sites where the configuration names no number, as in pyproject-federation.toml and in the paper."""
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(PolledGrid):
     """Nodes that live in this process, or in worker processes of it.
 
     Args:
@@ -127,17 +126,6 @@ class InProcessGrid(Grid):
         for future in done:
             cohort = self._underway.pop(future)
             replies += [reply_to(*pair) for pair in zip(cohort, _outcomes(future, len(cohort)), strict=True)]
-        return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Handle all messages and return the replies that came before the timeout."""
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            came = list(self.pull_messages(waiting))
-            waiting -= {message.metadata.reply_to_message_id for message in came}
-            replies += came
         return replies
 
     def _cohorts(self, message_ids: Sequence[str]) -> Iterable[list[Message]]:
