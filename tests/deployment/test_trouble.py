@@ -120,7 +120,8 @@ def test_a_node_that_is_cut_off_for_90_seconds_comes_back(far_away, digits: Path
         add_node(deployment, 0, digits, sites=2)
         cut_off = add_node(deployment, 1, digits, sites=2, prefix=prefix)
         deployment.connected(2)
-        options = {"num-sites": 2, "rounds": 11, "gfpl.first-exchange": 1, "visit-deadline": 200, "local-epochs": 10}
+        # More visits than anybody waits for: how soon a node tries again after a failure is Flower's affair.
+        options = {"num-sites": 2, "rounds": 500, "gfpl.first-exchange": 1, "visit-deadline": 200, "local-epochs": 10}
         run = deployment.run("cut", GFPL | options)
         wait_for(lambda: visits_done(deployment, "cut") == 1)
         cut_off.wait_for_process("flwr-clientapp")
@@ -129,13 +130,17 @@ def test_a_node_that_is_cut_off_for_90_seconds_comes_back(far_away, digits: Path
         time.sleep(90)
         subprocess.run(["ip", "link", "set", wire, "up"], check=True)
         assert 90 <= time.monotonic() - began < 95
-        ended(run)
+        up = visits_done(deployment, "cut")
+        wait_for(lambda: any(1 not in failures(line) for line in record(deployment, "cut")[max(up, 2) :]))
+        assert run.poll() is None
+        run.terminate()
+        run.communicate(timeout=60)
         lines = record(deployment, "cut")
-        assert [line["visit"] for line in lines] == list(range(1, 13))
+        assert [line["visit"] for line in lines] == list(range(1, len(lines) + 1))
         assert all(0 not in failures(line) for line in lines)
         missed = [line["visit"] for line in lines if 1 in failures(line)]
         assert missed[0] == 2
-        assert missed[-1] < 12
+        assert missed == list(range(2, 2 + len(missed)))
         assert "code 5" in failures(lines[1])[1]
         assert set(failures(lines[2]).values()) <= {"not connected when the visit began"}
         # What it did while nobody heard it is its own: it goes on from there.
