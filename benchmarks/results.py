@@ -31,7 +31,7 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 RESULTS = ROOT / "benchmarks" / "results" / "outcomes"
 REPORT = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images" / "results"
-ORDER = ("table1", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
+ORDER = ("table1", "table1-cnn", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
 
 
 def collect(tables: Path, names: Sequence[str]) -> None:
