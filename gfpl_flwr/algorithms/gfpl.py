@@ -163,8 +163,8 @@ class GFPL(Algorithm):
         """Return the hybrid loss of each batch, equations 13 and 14, or cross-entropy without DCS."""
         if not isinstance(model, DualClassifier):
             return classifier_loss(model, features, labels)
-        logits, projected = model.dual(features)
-        return hybrid_loss(logits, projected, labels, model.etf, dr_weight=self.dr_weight)
+        logits, directions = model.dual(features)
+        return hybrid_loss(logits, directions, labels, model.etf, dr_weight=self.dr_weight)
 
     def steps(self, site: Site, down: Tensors, visit: Visit) -> Steps[Reply]:
         """Retrain on the prototypes handed down, do the local rounds, fit and send the own prototypes."""

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gfpl_flwr.core.losses import directions_of
 from gfpl_flwr.models.dropout import Dropout
 
 
@@ -89,12 +89,12 @@ class DualClassifier(SplitModel):
 
     def projected(self, features: Tensor) -> Tensor:
         """Return mu_hat = W_p z / max(|W_p z|, 1e-12): features (B, D) to unit vectors (B, P), equation 11."""
-        return F.normalize(self.projection(features), dim=-1, eps=1e-12)
+        return directions_of(self.projection(features))
 
     def dual(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the hybrid loss needs: logits (B, C) and W_p z (B, P), which the loss normalises."""
-        projected = self.projection(features)
-        return self.logits(features if self.on_features else F.normalize(projected, dim=-1, eps=1e-12)), projected
+        """Return what the hybrid loss needs: logits (B, C) and mu_hat (B, P)."""
+        directions = self.projected(features)
+        return self.logits(features if self.on_features else directions), directions
 
     @torch.no_grad()
     def mean_cosine(self, features: Tensor, labels: Tensor) -> float:
@@ -107,6 +107,6 @@ class DualClassifier(SplitModel):
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Return the scores (B, C) of the three inference heads for features (B, D)."""
-        logits, projected = self.dual(features)
-        cosines = F.normalize(projected, dim=-1, eps=1e-12) @ self.etf
+        logits, directions = self.dual(features)
+        cosines = directions @ self.etf
         return {"classifier": logits, "etf": cosines, "sum": logits + cosines}

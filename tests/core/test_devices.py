@@ -7,6 +7,7 @@ import torch
 
 from gfpl_flwr.core import (
     GaussianPrototypes,
+    directions_of,
     distance,
     fit_class_mixtures,
     fuse,
@@ -82,6 +83,6 @@ def test_loss():
     etf = simplex_etf(4, 6, generator=seeded(5))
     logits, projected = torch.randn(7, 4, generator=seeded(6)), torch.randn(7, 6, generator=seeded(7))
     labels = torch.arange(7) % 4
-    here = hybrid_loss(logits, projected, labels, etf, dr_weight=1.0)
-    there = hybrid_loss(logits.cuda(), projected.cuda(), labels.cuda(), etf.cuda(), dr_weight=1.0)
+    here = hybrid_loss(logits, directions_of(projected), labels, etf, dr_weight=1.0)
+    there = hybrid_loss(logits.cuda(), directions_of(projected.cuda()), labels.cuda(), etf.cuda(), dr_weight=1.0)
     torch.testing.assert_close(there.cpu(), here)

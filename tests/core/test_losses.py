@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gfpl_flwr.core import dot_regression, hybrid_loss, simplex_etf
+from gfpl_flwr.core import directions_of, dot_regression, hybrid_loss, simplex_etf
 
 
 def double(*rows):
@@ -24,14 +24,14 @@ def test_dot_regression_by_hand():
     # Cosines with the targets: 1, 0 and -1, whatever the lengths. 1/(2*3) (0 + 1 + 4) = 5/6.
     projected = double([3.0, 0.0], [0.0, 0.5], [-7.0, 0.0])
     targets = double([1.0, 0.0], [1.0, 0.0], [1.0, 0.0])
-    assert dot_regression(projected, targets).item() == pytest.approx(5 / 6, abs=1e-15)
+    assert dot_regression(directions_of(projected), targets).item() == pytest.approx(5 / 6, abs=1e-15)
 
 
 def test_hybrid_loss_by_hand():
     # Logits (ln 3, 0) for class 0: cross-entropy -ln(3/4). Cosine of (3, 4) with (1, 0) is 0.6: 0.5 * 0.16 = 0.08.
     logits, labels = double([math.log(3.0), 0.0]), torch.tensor([0])
     etf = double([1.0, -1.0], [0.0, 0.0])
-    loss = hybrid_loss(logits, double([3.0, 4.0]), labels, etf, dr_weight=2.5)
+    loss = hybrid_loss(logits, directions_of(double([3.0, 4.0])), labels, etf, dr_weight=2.5)
     assert loss.item() == pytest.approx(math.log(4 / 3) + 2.5 * 0.08, abs=1e-14)
 
 
@@ -43,23 +43,38 @@ def test_zero_weight_is_cross_entropy():
 
 def test_scale_of_the_projection_has_no_influence():
     _, projected, labels, etf = batch()
-    loss = dot_regression(projected, etf.T[labels])
-    torch.testing.assert_close(dot_regression(1e-6 * projected, etf.T[labels]), loss)
+    loss = dot_regression(directions_of(projected), etf.T[labels])
+    torch.testing.assert_close(dot_regression(directions_of(1e-6 * projected), etf.T[labels]), loss)
 
 
 def test_gradients_are_numerically_right():
     logits, projected, labels, etf = batch()
     logits.requires_grad_()
     projected.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: dot_regression(z, etf.T[labels]), projected)
-    assert torch.autograd.gradcheck(lambda h, z: hybrid_loss(h, z, labels, etf, dr_weight=0.7), (logits, projected))
+    assert torch.autograd.gradcheck(directions_of, projected)
+    assert torch.autograd.gradcheck(lambda mu: dot_regression(mu, etf.T[labels]), projected)
+
+    def loss(h, z):
+        return hybrid_loss(h, directions_of(z), labels, etf, dr_weight=0.7)
+
+    assert torch.autograd.gradcheck(loss, (logits, projected))
+
+
+def test_directions_are_those_of_torch_with_the_same_gradient():
+    _, projected, _, etf = batch()
+    by_hand, by_torch = (projected.clone().requires_grad_() for _ in range(2))
+    ours, theirs = directions_of(by_hand), torch.nn.functional.normalize(by_torch, dim=-1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+    (ours @ etf).sin().sum().backward()
+    (theirs @ etf).sin().sum().backward()
+    torch.testing.assert_close(by_hand.grad, by_torch.grad, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_projection_without_direction_has_the_value_of_the_formula_and_no_gradient(dtype):
     # Row 0 is zero: cosine 0, squared error 1. Row 1 is its target: error 0. 1/(2*2) (1 + 0) = 1/4.
     projected = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=dtype, requires_grad=True)
-    loss = dot_regression(projected, torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=dtype))
+    loss = dot_regression(directions_of(projected), torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=dtype))
     loss.backward()
     assert loss.item() == 0.25
     assert torch.equal(projected.grad, torch.zeros(2, 2, dtype=dtype))
@@ -80,7 +95,7 @@ def test_dot_regression_names_bad_shapes(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"etf": torch.ones(9, 4)}, r"projected \(\.\.\., B, P\) must fit etf \(P, C\), got \(6, 5\) and \(9, 4\)"),
+        ({"etf": torch.ones(9, 4)}, r"directions \(\.\.\., B, P\) must fit etf \(P, C\), got \(6, 5\) and \(9, 4\)"),
         ({"logits": torch.ones(6, 3)}, r"shapes \(6, 4\) and \(6,\) .* got \(6, 3\) and \(6,\)"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, r"got \(6, 4\) and \(5,\)"),
         ({"dr_weight": -1.0}, "dr_weight must be at least 0, got -1.0"),
@@ -88,6 +103,6 @@ def test_dot_regression_names_bad_shapes(arguments, message):
     ],
 )
 def test_hybrid_loss_names_bad_arguments(changes, message):
-    values = dict(zip(("logits", "projected", "labels", "etf"), batch(), strict=True)) | {"dr_weight": 1.0}
+    values = dict(zip(("logits", "directions", "labels", "etf"), batch(), strict=True)) | {"dr_weight": 1.0}
     with pytest.raises(ValueError, match=message):
         hybrid_loss(**(values | changes))
