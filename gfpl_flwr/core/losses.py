@@ -63,7 +63,8 @@ class _Directions(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> Tensor:
         directions, length = ctx.saved_tensors
         along = (outer * directions).sum(dim=-1, keepdim=True)
-        return torch.addcmul(outer, along, directions, value=-1.0).mul_((length > _MIN_NORM) / length)
+        gradient: Tensor = torch.addcmul(outer, along, directions, value=-1.0).mul_((length > _MIN_NORM) / length)
+        return gradient
 
 
 def dot_regression(directions: Tensor, targets: Tensor) -> Tensor:
