@@ -54,7 +54,7 @@ class _Directions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min_(_MIN_NORM)
-        directions = projected / length
+        directions: Tensor = projected / length
         ctx.save_for_backward(directions, length)
         return directions
 
@@ -63,8 +63,8 @@ class _Directions(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> Tensor:
         directions, length = ctx.saved_tensors
         along = (outer * directions).sum(dim=-1, keepdim=True)
-        gradient: Tensor = torch.addcmul(outer, along, directions, value=-1.0).mul_((length > _MIN_NORM) / length)
-        return gradient
+        gradient: Tensor = torch.addcmul(outer, along, directions, value=-1.0)
+        return gradient.mul_((length > _MIN_NORM) / length)
 
 
 def dot_regression(directions: Tensor, targets: Tensor) -> Tensor:
