@@ -78,17 +78,18 @@ class StackedConv2d(StackedLayer):
         """Map the inputs of the active models."""
         sites = len(self.weight) // self.out_channels
         options = (self.stride, self.padding, self.dilation)
-        if sites == 1 and self.as_in_a_stack:
-            output: Tensor = _ConvolutionOfOne.apply(inputs, self.weight, self.bias, *options)
+        if self.as_in_a_stack and (sites == 1 or inputs.shape[1] == 3):
+            output: Tensor = _ConvolutionOfFew.apply(inputs, self.weight, self.bias, *options, sites)
             return output
         return F.conv2d(inputs, self.weight, self.bias, *options, self.groups * sites)
 
 
-class _ConvolutionOfOne(torch.autograd.Function):
-    """A convolution whose weight gradient is computed as in a stack of two.
+class _ConvolutionOfFew(torch.autograd.Function):
+    """A grouped convolution whose weight gradient is computed with one group more than there are.
 
-    oneDNN has another kernel for the weight gradient of an ungrouped convolution, which adds in another order. With
-    this a site that trains alone, as on a device, gets the same bits as in a stack.
+    oneDNN has another kernel for the weight gradient where there is one group, and on processors without AVX-512 also
+    where there are three input channels in all, as in coloured images. It adds in another order. With this a site
+    that trains alone, as on a device, or beside two others gets the same bits as in every other stack.
     """
 
     @staticmethod
@@ -100,31 +101,35 @@ class _ConvolutionOfOne(torch.autograd.Function):
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
+        groups: int,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.options = (stride, padding, dilation, False, (0, 0))  # type: ignore[attr-defined]
-        ctx.bias = bias is not None  # type: ignore[attr-defined]
-        # Images of one channel have no layout of their own: torch would go on with the channels first.
-        outputs = F.conv2d(inputs, weight, bias, stride, padding, dilation)
-        return outputs.contiguous(memory_format=torch.channels_last)
+        ctx.bias, ctx.groups = bias is not None, groups  # type: ignore[attr-defined]
+        if inputs.shape[1] == 1:
+            # One channel has no layout of its own: torch would take it for channels first, and another kernel.
+            height, width = inputs.shape[2:]
+            inputs = inputs.contiguous().as_strided(inputs.shape, (height * width, 1, width, 1))
+        return F.conv2d(inputs, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         inputs, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         back = torch.ops.aten.convolution_backward
-        options = ctx.options  # type: ignore[attr-defined]
+        options, groups = ctx.options, ctx.groups  # type: ignore[attr-defined]
         for_inputs = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            for_inputs = back(gradient, inputs, weight, None, *options, 1, (True, False, False))[0]
-        twice = [
-            torch.cat([value, value], dim=dim).contiguous(memory_format=torch.channels_last)
-            for value, dim in ((gradient, 1), (inputs, 1), (weight, 0))
-        ]
+            for_inputs = back(gradient, inputs, weight, None, *options, groups, (True, False, False))[0]
+        with_one_more = []
+        for value, dim in ((gradient, 1), (inputs, 1), (weight, 0)):
+            first = value.narrow(dim, 0, value.shape[dim] // groups)
+            with_one_more.append(torch.cat([value, first], dim=dim).contiguous(memory_format=torch.channels_last))
         wanted = (False, True, ctx.bias)  # type: ignore[attr-defined]
         outputs = len(weight)
-        _, for_weight, for_bias = back(*twice, [2 * outputs], *options, 2, wanted)
-        return for_inputs, for_weight[:outputs], for_bias[:outputs] if ctx.bias else None, None, None, None  # type: ignore[attr-defined]
+        _, for_weight, for_bias = back(*with_one_more, [len(with_one_more[2])], *options, groups + 1, wanted)
+        for_bias = for_bias[:outputs] if ctx.bias else None  # type: ignore[attr-defined]
+        return for_inputs, for_weight[:outputs], for_bias, None, None, None, None
 
 
 class StackedLinear(StackedLayer):
