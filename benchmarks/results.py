@@ -11,7 +11,7 @@ import argparse
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,16 +155,26 @@ def _where_it_wins(cells: Cells) -> Iterator[str]:
     notes = ["Points on own classes, seed by seed: mean ± half the 95 % interval; + where GFPL is better."]
     title = f"{OURS} less each" + (f", {cells.where}" if cells.page else "")
     yield markdown(Sheet("gap", title, [cells.part.roles["rows"], *columns], rows, notes))
-    clauses = []
-    for sign, verb in {1: "ahead of", -1: "behind", 0: "not to be told from"}.items():
-        named = []
-        for row, gaps in found.items():
-            at = [column for column, gap in gaps.items() if gap.sign == sign]
-            if at:
-                named.append(row if len(at) == len(columns) else f"{row} ({', '.join(at)})")
-        if named:
-            clauses.append(f"{verb} {', '.join(named)}")
-    yield f"{f'On {cells.where} ' if cells.page else ''}{OURS} is {'; '.join(clauses)}.\n"
+    clauses = [
+        f"{verb} {named}"
+        for sign, verb in {1: "ahead of", -1: "behind", 0: "not to be told from"}.items()
+        if (named := _named(found, columns, lambda gap, sign=sign: gap.count > 1 and gap.sign == sign))
+    ]
+    where = f"On {cells.where} " if cells.page else ""
+    if clauses:
+        yield f"{where}{OURS} is {'; '.join(clauses)}.\n"
+    if alone := _named(found, columns, lambda gap: gap.count == 1):
+        yield f"{where}{OURS} has been compared in one seed, of which nothing follows, with {alone}.\n"
+
+
+def _named(found: Mapping[str, Mapping[str, Interval]], columns: Sequence[str], wanted: Callable[..., bool]) -> str:
+    """Return the rows with such a difference, and the columns in which they have it unless it is all of them."""
+    named = []
+    for row, gaps in found.items():
+        at = [column for column, gap in gaps.items() if wanted(gap)]
+        if at:
+            named.append(row if len(at) == len(columns) else f"{row} ({', '.join(at)})")
+    return ", ".join(named)
 
 
 def readme_rows() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -12,6 +13,7 @@ from benchmarks.pairs import Pair
 from benchmarks.speed_text import PARTS
 from benchmarks.speed_training import Plain
 from gfpl_flwr.algorithms.gfpl import GFPL
+from gfpl_flwr.experiments.spread import Interval
 from gfpl_flwr.models import build_extractor
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,24 @@ def test_the_results_show_the_figures_that_the_committed_outcomes_give(tmp_path)
 
 def test_every_experiment_has_its_place_in_the_results():
     assert sorted(results.ORDER) == sorted(path.stem for path in results.EXPERIMENTS.glob("*.toml"))
+
+
+def test_one_seed_says_nothing_of_who_is_ahead(monkeypatch):
+    gaps = {("a", "Local"): Interval(2.0, 1.0, 3), ("b", "Local"): Interval(57.0, None, 1)}
+    gaps |= {("a", "FedAvg"): Interval(-2.0, 1.0, 2), ("b", "FedAvg"): Interval(-2.0, 1.0, 2)}
+    monkeypatch.setattr(
+        results, "verdicts", lambda part, outcomes: [("", column, row, gap) for (column, row), gap in gaps.items()]
+    )
+    experiment, outcomes = next(results.experiments())
+    cells = SimpleNamespace(
+        part=experiment.parts[0], outcomes=outcomes, where="", page={}, of=lambda role: ["a", "b"]
+    )
+    table, *words = results._where_it_wins(cells)
+    assert "| Local | +2.00 ± 1.00 | +57.00 |" in table
+    assert words == [
+        "GFPL is ahead of Local (a); behind FedAvg.\n",
+        "GFPL has been compared in one seed, of which nothing follows, with Local (b).\n",
+    ]
 
 
 def test_committed_outcomes_are_those_of_runs_of_their_experiment():
