@@ -89,7 +89,7 @@ def curves_figure(cells: Cells) -> Figure:
             if ours:
                 band = np.clip([mean - std, mean + std], 0, 100)
                 ax.fill_between(rounds, *band, color=line["color"], alpha=0.13, linewidth=0)
-            curves.append((rounds, mean, np.zeros_like(mean)))
+            curves.append((rounds, mean, std if ours else np.zeros_like(mean)))
             names.append(Label(f"{row} {mean[-1]:.1f} %", line))
             ends.append((float(rounds[-1]), float(mean[-1])))
         cut = percent_axis(ax, curves)
