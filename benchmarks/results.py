@@ -34,8 +34,8 @@ IMAGES = ROOT / "docs" / "images" / "results"
 REMARKS = {
     "table1-cnn": (
         "What is missing: FedRep, whose rounds have ten epochs more, was not run. A run of FedPA (CIFAR100, n = 4) "
-        "ended in its second round, when a site's loss was no number any more: FedPA weighs generated features 25-fold "
-        "in its first rounds, its authors with batches of 32."
+        "ended in its second round, when a site's loss was no number any more: FedPA weighs generated features "
+        "25-fold in its first rounds, its authors with batches of 32."
     )
 }
 """What a reader should know of an experiment beside its outcomes, such as runs that failed."""

@@ -1,6 +1,7 @@
 """What the documents say is what was measured."""
 
 import re
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,6 +118,13 @@ def test_a_goal_counts_as_reached_by_the_median_of_the_ratios_turn_by_turn():
 
 def test_the_readme_shows_the_rows_of_the_results():
     assert "\n".join(results.readme_rows()) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_tells_the_measured_seconds_of_whole_runs():
+    runs = speed.load()["round"]["runs"]
+    told = re.findall(r"(\d+) s\b", (ROOT / "README.md").read_text().split("In the paper's setting")[1])[:3]
+    alone = [statistics.median(run["seconds"]) for run in runs if "2 threads" not in run["program"]]
+    assert told == [f"{seconds:.0f}" for seconds in alone]
 
 
 def test_the_files_the_readme_points_to_exist():
