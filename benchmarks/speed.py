@@ -6,7 +6,7 @@
 
 A part that is measured replaces what was known of it in benchmarks/results/speed.json, as soon as it is done. PATH
 is a checkout of FedProto's or PFLlib's code, of which nothing comes with this project. Two cores that do nothing else
-are needed, and about twenty minutes.
+are needed, and about twenty minutes. The part gpu is left out where there is none.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import torch
 
 from benchmarks import (
     speed_fusion,
+    speed_gpu,
     speed_mixtures,
     speed_profile,
     speed_results,
@@ -58,6 +59,7 @@ def parts(data_dir: Path, checkouts: dict[str, Path]) -> dict[str, Callable[[], 
             "phases": speed_profile.phases(data_dir),
             "operators": speed_profile.operators(data_dir),
         },
+        "gpu": lambda: speed_gpu.found(data_dir, torch.device("cuda")),
     }
 
 
@@ -111,7 +113,7 @@ def run(data_dir: Path, checkouts: dict[str, Path], only: list[str]) -> None:
     """Measure some parts, or all; each is saved as soon as it is done."""
     torch.set_num_threads(1)
     for name, measure in parts(data_dir, checkouts).items():
-        if only and name not in only:
+        if name not in only if only else name == "gpu" and not torch.cuda.is_available():
             continue
         where, began = conditions(), time.perf_counter()
         found = measure()
@@ -141,6 +143,8 @@ def main() -> None:
     only = [name for name in arguments.only.split(",") if name]
     if unknown := sorted(set(only) - set(speed_text.PARTS)):
         parser.error(f"unknown part {unknown[0]!r}: known are {', '.join(speed_text.PARTS)}")
+    if "gpu" in only and not torch.cuda.is_available():
+        parser.error("part 'gpu': torch sees no CUDA device here")
     given = {"fedproto": arguments.fedproto, "pflib": arguments.pflib}
     run(arguments.data_dir.resolve(), {name: path.resolve() for name, path in given.items() if path}, only)
 

@@ -4,6 +4,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed_text import PHASES
-from benchmarks.speed_training import MNIST, sites_of
+from benchmarks.speed_training import CPU, MNIST, sites_of
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Visit
 from gfpl_flwr.flower.client import Ask, answer
@@ -58,15 +59,24 @@ def phases(data_dir: Path, *, repeats: int = 5) -> dict[str, float]:
     return {phase: statistics.median(values) for phase, values in found.items()}
 
 
-def operators(data_dir: Path, *, most: int = 12) -> dict[str, float]:
+def operators(data_dir: Path) -> dict[str, float]:
     """Return the share of each operator in the time that training a cohort takes, the largest first."""
     torch.set_num_threads(1)
     algorithm, sites = sites_of(MNIST, data_dir)
     works = [Descent(site, "train", site.train, algorithm.loss, 1, 1) for site in sites[:COHORT]]
     Descent.do(works)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        Descent.do(works)
-    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
+    return operator_shares(lambda: Descent.do(works), CPU)
+
+
+def operator_shares(run: Callable[[], object], device: torch.device, *, most: int = 12) -> dict[str, float]:
+    """Return the share of each operator in the time that a device is busy with some work, the largest first."""
+    on_card = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_card]) as recorded:
+        run()
+    spent = {
+        event.key: event.self_device_time_total if on_card else event.self_cpu_time_total
+        for event in recorded.key_averages()
+    }
     whole = sum(spent.values())
     largest = sorted(spent, key=lambda name: -spent[name])[:most]
     return {name: spent[name] / whole for name in largest}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import Pair
-from benchmarks.speed_text import MISSED, PARTS, PHASES, WHOLE
+from benchmarks.speed_text import MISSED, NO_GPU, PARTS, PHASES, WHOLE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
@@ -157,7 +157,15 @@ def body(part: dict[str, Any]) -> Iterator[str]:
             for phase, value in part["phases"].items()
         ]
         yield "\n".join(["| phase | ms a site | % |", "|---|---|---|", *rows])
-        yield f"Training a cohort of {part['cohort']}, by operator, as torch's profiler sees it:"
+    if "rates" in part:
+        yield f"On {part['card']}, whose matrices reach {part['peak'] / 1e12:.1f} TFLOP/s:"
+        rows = [
+            f"| {its['work']} | {its['samples_a_second']:,.0f} | {100 * its['share_of_peak']:.2g} |"
+            for its in part["rates"]
+        ]
+        yield "\n".join(["| a cohort of the above | samples a second | % of the peak |", "|---|---|---|", *rows])
+    if "operators" in part:
+        yield f"Training a cohort of {part['cohort']} with the CNN, by operator, as torch's profiler sees it:"
         rows = [f"| `{operator}` | {100 * share:.0f} |" for operator, share in part["operators"].items()]
         yield "\n".join(["| operator | % |", "|---|---|", *rows])
 
@@ -178,11 +186,12 @@ def document(results: Results) -> str:
     first = next(iter(results.values()))["conditions"]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     sections = ["\n\n".join([PARTS[name], *body(part)]) for name, part in results.items()]
+    sections += [NO_GPU] * ("gpu" not in results)
     return f"""# Performance
 
 Generated from `benchmarks/results/speed.json` by `python -m benchmarks.speed table`.
 
-Measured on {first["cores"]} cores of {first["processor"]}, without GPU; {versions}. Every process of every program
+Measured on {first["cores"]} cores of {first["processor"]}; {versions}. Every process of every program
 uses one torch thread unless the row says otherwise. The ways that are compared were run in turn, except where it says
 otherwise; "times as fast" is the median over the turns of their seconds divided by this project's, with the lowest
 and the highest beside it. Where the load average of a part, at the end of the page, is well above 1, other work

@@ -33,7 +33,17 @@ Seconds of wall time, or of CPU time where the row says so. The small run has 4 
     "profile": """## Where the time of a visit goes
 
 One process on one thread, a cohort of the 20 MNIST sites, the visit of the whole rounds above.""",
+    "gpu": """## On a GPU
+
+Wall time of training on one card, by one process. Images lie in the card's memory; nothing is read back within an
+epoch. The share of the peak is that of floating-point operations a second: of the network as one site computes it,
+beside those of a product of two matrices on the same card with the precision that torch gives convolutions.""",
 }
+NO_GPU = """## On a GPU
+
+Nothing was measured: none was at hand. `python -m benchmarks.speed run --data-dir data --only gpu` trains a cohort of
+20 sites as one network against one site after the other, which was to be 10 times as fast with the CNN and 3 times
+with ResNet18, and tells samples a second, the share of the card's peak, and the time by operator."""
 PHASES = {
     "train": "training, an epoch of the site's images",
     "retrain": "retraining of the heads on pseudo-features",

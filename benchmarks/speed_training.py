@@ -33,6 +33,7 @@ CIFAR: dict[str, Any] = {"dataset": "cifar10", "num-sites": 1, "ways": 3, "ways-
 PSEUDO = 1_000
 OF_A_CORE = 10
 """Sites that the in-process engine stacks where two cores share the 20."""
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]
 
 
@@ -113,16 +114,16 @@ def shuffled(inputs: Tensor, labels: Tensor, size: int) -> Iterator[Batch]:
         yield inputs[rows], labels[rows]
 
 
-def sites_of(flat: dict[str, Any], data_dir: Path) -> tuple[GFPL, list[Site]]:
+def sites_of(flat: dict[str, Any], data_dir: Path, device: torch.device = CPU) -> tuple[GFPL, list[Site]]:
     """Return the algorithm and the sites of a run, as the ClientApp makes them."""
-    config, algorithm = parse_run(flat | {"data-dir": str(data_dir), "device": "cpu"})
+    config, algorithm = parse_run(flat | {"data-dir": str(data_dir), "device": device.type})
     dataset = open_dataset(config, data_dir)
     algorithm = algorithm.resolve(config, dataset.num_classes)
     if not isinstance(algorithm, GFPL):
         raise ValueError(f"the benchmark trains with GFPL's loss, not with {algorithm.name}'s")
-    initial, device = initial_model(config, algorithm, dataset.image_shape, dataset.num_classes), torch.device("cpu")
+    initial = initial_model(config, algorithm, dataset.image_shape, dataset.num_classes)
     return algorithm, [
-        build_site(config, dataset, copy.deepcopy(initial), key, key, config.num_sites, device)
+        build_site(config, dataset, copy.deepcopy(initial).to(device), key, key, config.num_sites, device)
         for key in range(config.num_sites)
     ]
 

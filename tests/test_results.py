@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks import precision_results as precision
-from benchmarks import results
+from benchmarks import results, speed_gpu
 from benchmarks import speed_results as speed
 from benchmarks.pairs import Pair
-from benchmarks.speed_text import PARTS
-from benchmarks.speed_training import Plain
+from benchmarks.speed import plain
+from benchmarks.speed_gpu import operations
+from benchmarks.speed_text import NO_GPU, PARTS
+from benchmarks.speed_training import Plain, sites_of
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.experiments.spread import Interval
 from gfpl_flwr.models import build_extractor
@@ -92,7 +94,30 @@ def test_the_page_on_performance_is_generated_from_the_committed_measurements():
 
 
 def test_every_part_of_performance_was_measured():
-    assert list(speed.load()) == list(PARTS)
+    assert [part for part in PARTS if part not in speed.load()] in ([], ["gpu"])
+
+
+TINY = {"dataset": "digits", "num-sites": 2, "shots": 10, "test-shots": 2}
+
+
+def test_the_part_for_a_gpu_measures_training_on_the_device_that_it_is_given(tmp_path):
+    found = plain(speed_gpu.found(tmp_path, torch.device("cpu"), works=(("CNN, digits", TINY, 10),)))
+    (pair,) = speed.pairs_of(found)
+    assert (pair.ours, pair.theirs, pair.clock) == ("one cohort of 2", "one site after the other", "wall")
+    assert 0 < found["rates"][0]["share_of_peak"] < 1
+    assert "aten::convolution_backward" in found["operators"]
+    measured = speed.load()
+    assert NO_GPU in speed.document(measured)
+    page = speed.document(measured | {"gpu": found | {"conditions": measured["training"]["conditions"]}})
+    assert "| CNN, digits |" in page
+    assert NO_GPU not in page
+
+
+def test_the_operations_of_training_are_those_of_every_layer_forth_and_back(tmp_path):
+    algorithm, sites = sites_of(TINY, tmp_path)
+    dim = algorithm.projection_dim
+    first, others = 10 * 9 * 64, 20 * 90 * 16 + 80 * 50 + 50 * dim + dim * 10  # products a sample
+    assert operations(algorithm, sites[0]) == 2 * (2 * first + 3 * others)
 
 
 def test_the_plain_loop_of_the_benchmark_minimises_the_loss_of_the_package():

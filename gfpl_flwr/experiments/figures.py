@@ -221,7 +221,9 @@ def sweep_figure(cells: Cells) -> Figure:
                 ax.set_xlim(-0.5, len(steps) - 0.5)
         for ax in axes[-2:]:
             ax.set_xlabel(cells.part.roles["x"])
-        axes[0].set_title("Accuracy on own classes, 95 % interval over seeds", loc="left", fontsize=9)
+        several = any(cells.interval(own, x=x, lines=line).count > 1 for x in steps for line in lines)
+        spread = "95 % interval over seeds" if several else "one seed"
+        axes[0].set_title(f"Accuracy on own classes, {spread}", loc="left", fontsize=9)
         axes[1].set_title("Data sent, all sites, both ways", loc="left", fontsize=9)
         fig.suptitle(cells.part.title, fontsize=12, fontweight="bold", x=0.01, ha="left")
         return fig
@@ -254,8 +256,9 @@ def plane_figure(cells: Cells) -> Figure:
                 if len(own):
                     ax.plot(*own.T, **look, markersize=4, alpha=0.55, markeredgewidth=0, zorder=3)
                 ax.plot(*corners[place], **look, markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=2)
+                outwards = (0, 12) if corners[place][1] > 0 else (0, -19)
                 ax.annotate(
-                    f"class {label}", corners[place], (0, 12), textcoords="offset points", ha="center", fontsize=8
+                    f"class {label}", corners[place], outwards, textcoords="offset points", ha="center", fontsize=8
                 )
             if ax is axes[1]:
                 means = np.array(scene["means"]["points"])
@@ -270,7 +273,7 @@ def plane_figure(cells: Cells) -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
         fig.suptitle(
-            "Projected features on the plane through three vertices of the ETF (rings)",
+            "Projected features on the plane through three vertices of the ETF (open marks)",
             fontsize=12, fontweight="bold", x=0.01, ha="left",
         )  # fmt: skip
         return fig

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.core.losses import cross_entropy
 from gfpl_flwr.training import Calibration, Descent, Samples, classifier_loss
 
@@ -188,3 +190,36 @@ def _everything(model, features, labels, *, anchors, beside):
     return constant_loss(model, features, labels, anchors=anchors) + beside_loss(
         model, features, labels, beside=beside
     )
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a program wait for its device: values that it reads, and shapes that depend on values."""
+
+    reading = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        chosen = args[1] if function.overloadpacket.__name__ in ("index", "index_put_") else ()
+        by_mask = any(values is not None and values.dtype == torch.bool for values in chosen)
+        self.count += by_mask or function.overloadpacket.__name__ in self.reading
+        return function(*args, **(kwargs or {}))
+
+
+def test_reads_are_counted():
+    with Reads() as reads:
+        values = torch.arange(4.0)
+        values[values > 1], values.sum().item(), torch.equal(values, values), values[torch.tensor([1])]
+    assert reads.count == 3
+
+
+def test_an_epoch_reads_nothing_back_from_the_device(site_of):
+    counts = {}
+    for epochs in (1, 3):
+        group = [site_of(key, count, algorithm="gfpl") for key, count in enumerate(COUNTS)]
+        with Reads() as reads:
+            Descent.do([Descent(site, "train", site.train, GFPL().loss, 3, epochs) for site in group])
+        counts[epochs] = reads.count
+    assert counts[1] == counts[3]
