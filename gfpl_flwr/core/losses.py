@@ -90,25 +90,8 @@ def dot_regression(directions: Tensor, targets: Tensor) -> Tensor:
             "directions and targets must share one shape (..., B, P) with B >= 1, "
             f"got {tuple(directions.shape)} and {tuple(targets.shape)}"
         )
-    loss: Tensor = _DotRegression.apply(directions, targets)
-    return loss
-
-
-class _DotRegression(torch.autograd.Function):
-    """Dot regression with its gradient written down: with the cosine ``c = v . mu``, ``dL/dmu = (c - 1) v / B``."""
-
-    @staticmethod
-    def forward(ctx: Any, directions: Tensor, targets: Tensor) -> Tensor:
-        missing = (directions * targets).sum(dim=-1, keepdim=True).sub_(1.0)
-        ctx.save_for_backward(missing, targets)
-        loss: Tensor = 0.5 * missing.square().mean((-2, -1))
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
-        missing, targets = ctx.saved_tensors
-        return targets * (missing * (outer[..., None, None] / targets.shape[-2])), None
+    missing = (directions * targets).sum(-1) - 1
+    return 0.5 * missing.square().mean(-1)
 
 
 def hybrid_loss(logits: Tensor, directions: Tensor, labels: Tensor, etf: Tensor, *, dr_weight: float) -> Tensor:
@@ -144,4 +127,33 @@ def hybrid_loss(logits: Tensor, directions: Tensor, labels: Tensor, etf: Tensor,
         )
     if not dr_weight >= 0:
         raise ValueError(f"dr_weight must be at least 0, got {dr_weight}")
-    return cross_entropy(logits, labels) + dr_weight * dot_regression(directions, F.embedding(labels, etf.T))
+    loss: Tensor = _HybridLoss.apply(logits, directions, labels, F.embedding(labels, etf.T), dr_weight)
+    return loss
+
+
+class _HybridLoss(torch.autograd.Function):
+    """Cross-entropy and dot regression with their gradient written down: autograd takes twice as many operations.
+
+    With ``p = softmax(h)`` and the cosine ``c = v . mu``: ``dL/dh = (p - e_y) / B`` and
+    ``dL/dmu = dr_weight (c - 1) v / B``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, directions: Tensor, labels: Tensor, targets: Tensor, dr_weight: float
+    ) -> Tensor:
+        logarithms, index = logits.log_softmax(-1), labels[..., None]
+        of_label = logarithms.gather(-1, index)
+        missing = (directions * targets).sum(-1, keepdim=True).sub_(1.0)
+        ctx.save_for_backward(logarithms, of_label, index, missing, targets)
+        ctx.dr_weight = dr_weight
+        losses = missing.square().mul_(0.5 * dr_weight).sub_(of_label)
+        return losses.sum((-2, -1)).div_(labels.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        logarithms, of_label, index, missing, targets = ctx.saved_tensors
+        share = (outer / index.shape[-2])[..., None, None]
+        for_logits = logarithms.exp().scatter_(-1, index, of_label.expm1()).mul_(share)
+        return for_logits, targets * (missing * share).mul_(ctx.dr_weight), None, None, None

@@ -156,7 +156,7 @@ def _descend(works: Sequence[Descent]) -> list[float | Exception]:
 
 
 def _gradients(losses: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(losses.sum(), weights, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(losses, weights, torch.ones_like(losses), allow_unused=True, materialize_grads=True)
 
 
 def _draws(work: Descent) -> Draws:
