@@ -73,9 +73,11 @@ def operator_shares(run: Callable[[], object], device: torch.device, *, most: in
     on_card = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_card]) as recorded:
         run()
+    # The time of a kernel stands with the operator that launched it and, on a card, with the kernel once more.
     spent = {
         event.key: event.self_device_time_total if on_card else event.self_cpu_time_total
         for event in recorded.key_averages()
+        if event.device_type.name == "CPU"
     }
     whole = sum(spent.values())
     largest = sorted(spent, key=lambda name: -spent[name])[:most]

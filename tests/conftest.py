@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "fedpa.generator-steps": 5,
     "fedrep.head-epochs": 2,
     "seed": 7,
+    "device": "cpu",
 }
 """A GFPL run of a few seconds: exchanges after rounds 2, 3 and 4."""
 

@@ -134,21 +134,27 @@ class Cohort:
         cut = [batches(n, size, draws.shuffle) for n, draws in zip(self.lengths, self.draws, strict=True)]
         whole = [whole_batches(length, size) for length in self.lengths]
         rows = torch.cat([torch.cat(parts) + start for parts, start in zip(cut, self.starts, strict=True)])
-        epoch = _Epoch(self, rows.to(self.device))
-        starts = torch.tensor(self.starts, device=self.device)[:, None]
-        lanes = starts + torch.arange(size, device=self.device)
+        starts = torch.tensor(self.starts)[:, None]
+        lanes = starts + torch.arange(size)
+        plan: list[tuple[list[int], Tensor]] = []
         done = 0
         for count in sorted(set(whole) - {0}):
             active = sum(number >= count for number in whole)
-            steps = torch.arange(done, count, device=self.device)[:, None, None] * size
-            yield Run(slice(0, active), count - done, epoch.steps(lanes[:active] + steps))
+            steps = torch.arange(done, count)[:, None, None] * size
+            plan.append((list(range(active)), lanes[:active] + steps))
             done = count
         left = [length - number * size for length, number in zip(self.lengths, whole, strict=True)]
         for rest, sites in self._last_batches(left):
-            skip = torch.tensor([whole[index] * size for index in sites], device=self.device)[:, None]
-            positions = starts[sites] + skip + torch.arange(rest, device=self.device)
-            chosen = slice(sites[0], sites[0] + 1) if len(sites) == 1 else torch.tensor(sites, device=self.device)
-            yield Run(chosen, 1, epoch.steps(positions[None]))
+            skip = torch.tensor([whole[site] * size for site in sites])[:, None]
+            plan.append((sites, (starts[sites] + skip + torch.arange(rest))[None]))
+        # All at once: a device would be waited for with every copy between steps.
+        indices = [torch.tensor(sites) for sites, _ in plan]
+        rows, *moved = _moved([rows, *indices, *(positions for _, positions in plan)], self.device)
+        epoch = _Epoch(self, rows)
+        for (sites, _), index, positions in zip(plan, moved[: len(plan)], moved[len(plan) :], strict=True):
+            in_a_row = slice(sites[0], sites[0] + len(sites))
+            chosen = in_a_row if sites == list(range(in_a_row.start, in_a_row.stop)) else index
+            yield Run(chosen, len(positions), epoch.steps(positions))
 
     def _last_batches(self, left: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Return the lengths of last batches, each with the sites that take theirs together."""
@@ -161,6 +167,13 @@ class Cohort:
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Join the rows of all sites; those of one site stay where they are, on a device in a file mapped into memory."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _moved(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors of one type on a device, by one copy."""
+    flat = torch.cat([part.flatten() for part in parts]).to(device)
+    cut = torch.split(flat, [part.numel() for part in parts])
+    return [its.view(part.shape) for part, its in zip(parts, cut, strict=True)]
 
 
 class _Epoch:

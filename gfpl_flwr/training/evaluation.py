@@ -85,8 +85,8 @@ def _split(counts: Tensor, seen: Tensor) -> tuple[int, int]:
 
 def _count(heads: dict[str, Tensor], labels: Tensor, num_classes: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the samples of every class, and how many of them each head got right."""
-    total, correct = torch.zeros(num_classes, dtype=torch.int64), {}
-    for head, scores in heads.items():
-        right, seen = count_correct(scores.argmax(1), labels, num_classes)
-        correct[head], total = right.cpu(), seen.cpu()
-    return total, correct
+    # Counted by the host: on a card every count would be a wait for it.
+    labels = labels.cpu()
+    predictions = torch.stack([scores.argmax(1) for scores in heads.values()]).cpu()
+    counts = [count_correct(predicted, labels, num_classes) for predicted in predictions]
+    return counts[0][1], dict(zip(heads, (right for right, _ in counts), strict=True))

@@ -44,6 +44,8 @@ class Features(Work):
         models = [work.site.model.eval() for work in works]
         images, device = works[0].data, works[0].data.labels.device
         size, width = _ACCELERATOR if device.type != "cpu" else _LARGE if is_large(models[0]) else _SMALL
+        if device.type != "cpu":
+            size = max(1, min(size, max(len(work.data) for work in works)))  # a lane that is not full is filled up
         pixels = joined([work.data.images for work in works])
         lanes, owners, end = [], [], 0
         for index, work in enumerate(works):

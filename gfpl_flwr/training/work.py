@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from gfpl_flwr.models import is_large
 from gfpl_flwr.training.site import Site
 
@@ -96,14 +98,21 @@ def alone(half: Steps[T]) -> T:
 def _do(works: list[Work]) -> list[Any]:
     """Do some works at once, or one by one where that fails; note the time each site took."""
     start = time.perf_counter()
+    results: list[Any] | None = None
     try:
-        results = type(works[0]).do(works)
+        found = type(works[0]).do(works)
+        device = works[0].site.train.labels.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        results = found
     except Exception as error:
         if len(works) == 1:
             results = [error]
         else:
             logger.warning("%d sites could not work as one, they go one by one: %s", len(works), error)
-            return [result for work in works for result in _do([work])]
+    if results is None:
+        # Not where the error is at hand: it would keep the memory of the stack, which may be what was missing.
+        return [result for work in works for result in _do([work])]
     for work in works:
         work.site.watch.add(work.phase, (time.perf_counter() - start) / len(works))
     return results

@@ -76,15 +76,16 @@ def test_a_site_gets_the_same_bits_alone_and_beside_others(site_of):
                 assert torch.equal(value, theirs[name]), name
 
 
+def double(site):
+    site.model.double()
+    images = replace(site.train, mean=site.train.mean.double(), std=site.train.std.double())
+    return replace(site, train=images, test=images)
+
+
 @pytest.mark.slow
 def test_a_stack_of_resnet18_equals_torchs_own_layers_and_optimizer_site_by_site(site_of, plain_round):
     """In double precision: BatchNorm over the few values of the last stage triples a difference with every step and
     more, so that after 20 steps in single precision nothing could be told from rounding."""
-
-    def double(site):
-        site.model.double()
-        images = replace(site.train, mean=site.train.mean.double(), std=site.train.std.double())
-        return replace(site, train=images, test=images)
 
     sites = [
         double(site_of(key, count, "resnet18", batch_size=8, learning_rate=0.01))
@@ -128,6 +129,10 @@ def test_on_a_gpu_a_stack_agrees_with_the_processor(site_of, architecture):
             moved(site_of(key, count, architecture, learning_rate=0.01), device)
             for key, count in enumerate((9, 8, 9))
         ]
+        if architecture == "resnet18":
+            # In single precision a card's convolutions use TensorFloat-32, of which BatchNorm over few values makes
+            # differences of a tenth.
+            sites = [double(site) for site in sites]
         Descent.do(descents(sites, gfpl_loss()))
         trained.append([site.model.cpu() for site in sites])
     for on_cpu, on_gpu in zip(*trained, strict=True):
