@@ -155,7 +155,13 @@ def write(experiment: Experiment, done: Mapping[str, Outcome], folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "outcomes.jsonl"
     wanted = experiment.runs()
-    before = read_outcomes(path) if path.exists() else {}
+    before = {}
+    try:
+        before = read_outcomes(path) if path.exists() else {}
+    except ValueError as error:
+        # Nothing is lost but outcomes whose run folders are gone; what is wanted now was read from its folders.
+        aside = path.replace(path.with_suffix(".damaged"))
+        out.print(f"{error}; it is kept as {aside}", style="yellow", highlight=False, soft_wrap=True)
     done = {key: its for key, its in before.items() if key in wanted} | dict(done)
     write_outcomes(path, done.values())
     for part in experiment.parts:

@@ -55,10 +55,15 @@ class Planned:
 
     @cached_property
     def key(self) -> str:
-        """The name of the run's folder: method, data and a digest of every option that has a part in the result."""
+        """The name of the run's folder: method, data and a digest of every option that has a part in the result.
+
+        A run with a scene is another one: the models that it takes are gone when a run is done.
+        """
         whole = of_its_method(defaults() | dict(self.options))
         algorithm = str(whole["algorithm"])
-        told = {key: value for key, value in whole.items() if key not in PLACE}
+        told = {key: value for key, value in whole.items() if key not in PLACE} | (
+            {"scene": True} if self.scene else {}
+        )
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
         dataset = str(whole["dataset"]).rpartition("/")[2].replace(":", "-")
         return f"{algorithm}-{dataset}-{digest}"
@@ -145,9 +150,8 @@ class Experiment:
     parts: Sequence[Part]
 
     def runs(self) -> dict[str, Planned]:
-        """Return every run once, by its key; of equal ones one with a scene."""
-        ordered = sorted((its for part in self.parts for its in part.planned), key=lambda its: its.scene)
-        return {its.key: its for its in ordered}
+        """Return every run once, by its key."""
+        return {its.key: its for part in self.parts for its in part.planned}
 
     def only(
         self,
@@ -199,12 +203,19 @@ class Experiment:
             changes: options of every run. What the paper says is left out: it is no longer about the same.
 
         Raises:
-            ExperimentError: an option that is unknown, or has no part in a result; or the seed.
+            ExperimentError: an option that is unknown, or has no part in a result; the seed, or what an axis sets.
         """
         changes = dict(changes or {})
         if "seed" in changes:
             raise ExperimentError("seed: the seeds are the experiment's own; --seeds N takes the first N of them")
         check_keys(changes, OPTIONS, self.name)
+        for part in self.parts:
+            for axis, values in part.axes.items():
+                if taken := sorted(changes.keys() & {key for options in values.values() for key in options}):
+                    raise ExperimentError(
+                        f"{taken[0]}: {self.name} has it in its axis {axis}, whose names would tell something else; "
+                        f"--only {axis}=VALUE chooses among {', '.join(values)}"
+                    )
         told = [*([f"rounds = {rounds}"] if rounds else []), *(f"{key} = {its}" for key, its in changes.items())]
         if not told:
             return self

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gfpl_flwr.flower.files import write_atomically
 from gfpl_flwr.report import Run
 from gfpl_flwr.report.records import SHARES
 
@@ -109,8 +110,7 @@ def outcome_of(run: Run, *, key: str, options: Mapping[str, Any]) -> Outcome:
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
     """Write outcomes, one a line, sorted by key, so that the same ones give the same bytes."""
     lines = [json.dumps(asdict(outcome), sort_keys=True) for outcome in sorted(outcomes, key=lambda its: its.key)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_outcomes(path: Path) -> dict[str, Outcome]:

@@ -174,7 +174,7 @@ def _do(planned: Planned, place: Place, progress: "queue.Queue[Told]") -> str:
                 _remove(place.runs / planned.key)
                 _run(planned, place, progress, resume=False)
         except (ValueError, RuntimeError) as error:
-            if os.strerror(errno.ENOSPC) in str(error):  # as a site told it
+            if f"[Errno {errno.ENOSPC}]" in str(error):  # as a site told it
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place.runs)) from None
             return _line(error)
         _drop_models(place.runs / planned.key)

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gfpl_flwr.cli import app
+from gfpl_flwr.experiments.command import write as write_results
 
 
 def gfpl(*words: str):
@@ -82,3 +83,14 @@ def test_what_is_written_is_all_that_is_done_and_a_changed_experiment_stands_apa
     assert "with rounds = 1" in short.stdout
     assert (tmp_path / "out" / "small" / "methods.md").read_text() == table
     assert "with rounds = 1" in (tmp_path / "out" / "small-rounds-1" / "methods.md").read_text()
+
+
+def test_damaged_outcomes_are_put_aside_by_name_and_written_anew(two_methods, outcomes, tmp_path, capsys):
+    write_results(two_methods, outcomes, tmp_path)
+    path = tmp_path / "outcomes.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-300])
+    write_results(two_methods, outcomes, tmp_path)
+    assert path.read_text() == whole
+    assert (tmp_path / "outcomes.damaged").read_text() == whole[:-300]
+    assert "outcomes.jsonl, line" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """An experiment is what its file says, and a wrong file says what is wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,25 @@ def test_t0_moves_in_proportion_to_the_rounds(write, rounds, first):
 
 
 def test_changes_come_before_everything_else(two_methods):
-    changed = two_methods.with_changes(changes={"ways": 4, "learning-rate": 0.1})
-    assert {(its.options["ways"], its.options["learning-rate"]) for its in changed.runs().values()} == {(4, 0.1)}
+    changed = two_methods.with_changes(changes={"num-sites": 4, "learning-rate": 0.1})
+    assert {(its.options["num-sites"], its.options["learning-rate"]) for its in changed.runs().values()} == {(4, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ways", 4, "ways: small has it in its axis ways, .*; --only ways=VALUE chooses among n = 2, n = 3"),
+        ("algorithm", "local", "algorithm: small has it in its axis method, .* among Local, GFPL"),
+    ],
+)
+def test_what_an_axis_sets_is_no_change_since_its_names_would_stay(two_methods, key, value, words):
+    with pytest.raises(ExperimentError, match=words):
+        two_methods.with_changes(changes={key: value})
+
+
+def test_a_run_with_a_scene_is_not_the_same_run_without(two_methods):
+    planned = next(iter(two_methods.runs().values()))
+    assert replace(planned, scene=True).key != planned.key
 
 
 def test_what_is_changed_is_another_experiment_and_says_so(two_methods):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -220,6 +221,14 @@ def test_a_site_whose_disk_is_full_ends_the_sweep(one, place, monkeypatch):
     (key, its), *_ = one.items()
     monkeypatch.setenv("GFPL_COMMAND", "set in this process, and put back")
     monkeypatch.setattr(state, "write_tensors", full_disk)
+    with pytest.raises(SweepError, match="the disk is full"):
+        sweeping._ending(Now(key, its, place), key, one)  # type: ignore[arg-type]
+
+
+def test_a_site_without_room_for_its_model_ends_the_sweep(one, place, monkeypatch):
+    (key, its), *_ = one.items()
+    monkeypatch.setenv("GFPL_COMMAND", "set in this process, and put back")
+    monkeypatch.setattr(state.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
     with pytest.raises(SweepError, match="the disk is full"):
         sweeping._ending(Now(key, its, place), key, one)  # type: ignore[arg-type]
 
