@@ -32,6 +32,28 @@ def test_the_mean_is_weighted_by_samples_by_hand():
     assert weighted_mean(replies, ["w"])["w"].tolist() == [4.0, 2.0]  # (1 + 15) / 4 and (5 + 3) / 4
 
 
+@pytest.mark.parametrize(
+    ("name", "travels"),
+    [
+        ("fedavg", CONVOLUTIONS + LINEAR + CLASSIFIER),
+        ("fedprox", CONVOLUTIONS + LINEAR + CLASSIFIER),
+        ("fedper", CONVOLUTIONS),
+        ("fedrep", CONVOLUTIONS),
+        ("fedfa", [*CONVOLUTIONS, *LINEAR, *CLASSIFIER, "anchors"]),
+    ],
+)
+def test_the_server_weighs_two_sites_by_their_samples_by_hand(make_site, name, travels):
+    site, algorithm, _ = make_site(name, 0, [0, 1])
+    state = algorithm.initial(copy.deepcopy(site.model))
+    low = {entry: torch.arange(float(value.numel())).view(value.shape) for entry, value in state.items()}
+    high = {entry: value + 4 for entry, value in low.items()}
+    found = algorithm.aggregate(state, [Reply(low, 3), Reply(high, 1)])
+    # (3 w + (w + 4)) / 4 = w + 1, whatever the server had before
+    assert sorted(found) == sorted(travels)
+    for entry, value in found.items():
+        assert torch.equal(value, low[entry] + 1), entry
+
+
 def test_without_a_sample_there_is_no_mean():
     assert weighted_mean([Reply({"w": torch.ones(1)}, 0)], ["w"]) == {}
 

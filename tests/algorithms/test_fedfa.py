@@ -54,11 +54,17 @@ def test_anchors_of_own_classes_move_towards_the_means_of_the_trained_model(make
     assert torch.allclose(sent[3], 0.25 * 8 + 0.75 * features[9:].mean(0), atol=1e-5)
 
 
-def test_the_server_averages_anchors_like_weights(make_site):
-    site, algorithm, _ = make_site("fedfa", 0, [0, 1] * 8)
-    state = algorithm.initial(copy.deepcopy(site.model))
+def test_the_server_averages_anchors_like_weights_by_the_samples_of_two_sites(make_site):
+    few, algorithm, _ = make_site("fedfa", 0, [0, 1] * 2)
+    many, _, _ = make_site("fedfa", 1, [1, 4] * 6)
+    state = algorithm.initial(copy.deepcopy(few.model))
     assert torch.equal(state[ANCHORS], torch.eye(5, 50))
-    reply = algorithm.visit(site, {}, Visit(1, 1, 1, upload=True))
-    assert ANCHORS in reply.tensors
-    algorithm.check_reply(reply, state=state, feature_dim=50, num_classes=5)
-    assert torch.equal(algorithm.aggregate(state, [reply])[ANCHORS], reply.tensors[ANCHORS])
+    replies = [algorithm.visit(site, {}, Visit(1, 1, 1, upload=True)) for site in (few, many)]
+    for reply in replies:
+        algorithm.check_reply(reply, state=state, feature_dim=50, num_classes=5)
+    found = algorithm.aggregate(state, replies)
+    # 4 and 12 samples: an anchor is weighted by all samples of a site, not by those of its class
+    first, second = (reply.tensors for reply in replies)
+    assert not torch.equal(first[ANCHORS], second[ANCHORS])
+    for name in (ANCHORS, "classifier.weight"):
+        assert torch.allclose(found[name], 0.25 * first[name] + 0.75 * second[name], rtol=0, atol=1e-7), name

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from gfpl_flwr import seeding
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.algorithms.base import Reply, Visit
 from gfpl_flwr.algorithms.fedpa import ADAM, GENERATOR, FedPA, diversity_loss, recognition_loss
 from gfpl_flwr.config import ConfigError
+from gfpl_flwr.models import SplitModel
 
 
 class Even(nn.Module):
@@ -84,8 +86,6 @@ def sent(prototypes, counts, samples):
 
 
 def state_of(algorithm: FedPA) -> dict[str, torch.Tensor]:
-    from gfpl_flwr.models import SplitModel
-
     return algorithm.initial(SplitModel(nn.Flatten(), 1, 2))
 
 
@@ -96,6 +96,17 @@ def test_prototypes_are_weighted_by_samples_of_the_class_by_hand():
     assert found["prototypes"].tolist() == [[4.0], [8.0]]  # a class that nobody has keeps its prototype
     assert found["label_counts"].tolist() == [4.0, 0.0]
     assert int(found["round"]) == 1
+
+
+def test_the_models_are_weighted_by_all_samples_of_two_sites_by_hand():
+    algorithm = FedPA(generator_steps=0)
+    replies = [sent([[1.0], [0.0]], [1.0, 0.0], 3), sent([[5.0], [0.0]], [1.0, 0.0], 1)]
+    for reply, bias in zip(replies, ([0.0, 2.0], [4.0, 6.0]), strict=True):
+        reply.tensors["classifier.bias"].copy_(torch.tensor(bias))
+    # (3 * 0 + 4) / 4 and (3 * 2 + 6) / 4, though each has one sample of class 0
+    found = algorithm.aggregate(state_of(algorithm), replies)
+    assert found["classifier.bias"].tolist() == [1.0, 3.0]
+    assert found["prototypes"][0].tolist() == [3.0]
 
 
 def test_the_generator_learns_what_the_sites_classifiers_recognise():
@@ -124,6 +135,61 @@ def test_the_generators_training_goes_on_where_it_was():
     assert not torch.equal(twice[name], forgetful[name])
     steps = [value for key, value in twice.items() if key.endswith(".step")]
     assert {float(step) for step in steps} == {8.0}
+
+
+def test_two_rounds_of_the_generator_are_a_plain_loop_of_torchs_adam():
+    """The second round is the first that has prototypes to be far from."""
+    classes, dim, width, seed = 3, 2, 5, 11
+    options = {"noise_dim": 4, "hidden_dim": width, "generator_steps": 3, "generator_rate": 0.02}
+    algorithm = FedPA(**options, generated_weight=2.0, seed=seed)
+    random = torch.Generator().manual_seed(5)
+    # class 1 is nowhere, class 2 at both sites in other numbers
+    counts = torch.tensor([[3.0, 0.0, 1.0], [0.0, 0.0, 4.0]])
+    replies = [
+        Reply(
+            {
+                "classifier.weight": torch.randn(classes, dim, generator=random),
+                "classifier.bias": torch.randn(classes, generator=random),
+                "prototypes": torch.randn(classes, dim, generator=random),
+                "label_counts": its,
+            },
+            int(its.sum()),
+        )
+        for its in counts
+    ]
+    state = algorithm.initial(SplitModel(nn.Flatten(), dim, classes))
+
+    plain = nn.Sequential(nn.Linear(4 + classes, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim))
+    layers = GENERATOR + "layers."
+    # BatchNorm takes this bias out again, so all of its gradient is rounding, which Adam would blow up to whole
+    # steps; from one on the gradient of weight decay outweighs that.
+    state[layers + "0.bias"] = torch.ones(width)
+    plain.load_state_dict({name: state[layers + name] for name in plain.state_dict()})
+    adam = torch.optim.Adam(plain.parameters(), weight_decay=0.01)
+    for round in range(2):
+        decay = 0.98**round
+        adam.param_groups[0]["lr"] = 0.02 * decay
+        draw = seeding.generator(seed, "fedpa", "round", round)
+        for _ in range(3):
+            labels = torch.tensor([0, 2])[torch.randint(2, (32,), generator=draw)]
+            noise = torch.rand(32, 4, generator=draw)
+            made = plain(torch.cat([noise, torch.eye(classes)[labels]], 1))
+            recognised = torch.zeros(())
+            for reply, its in zip(replies, counts, strict=True):
+                scores = made @ reply.tensors["classifier.weight"].T + reply.tensors["classifier.bias"]
+                surprise = -scores.log_softmax(1)[torch.arange(32), labels]
+                recognised = recognised + ((its / torch.tensor([3.0, 1, 5]))[labels] * surprise).mean()
+            # the 32 x 32 pairs: squared distance of the noise times distance of the features, both over widths
+            pairs = torch.cdist(noise, noise) ** 2 / 4 * torch.cdist(made, made, p=1) / dim
+            loss = 2 * decay * recognised + torch.exp(-(pairs * (labels[:, None] != labels)).sum() / 32**2)
+            if round == 1:  # those of the round before
+                loss = loss - 0.15 * (made - state["prototypes"][labels]).square().sum() / made.numel()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        state = algorithm.aggregate(state, replies)
+        for name, value in plain.state_dict().items():
+            assert torch.allclose(state[layers + name], value, rtol=0, atol=1e-6), (round, name)
 
 
 def test_the_generator_is_trained_on_every_class_that_sites_will_draw():
