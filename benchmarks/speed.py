@@ -36,6 +36,7 @@ from benchmarks import (
     speed_text,
     speed_training,
 )
+from gfpl_flwr.flower.provenance import processor
 
 Measured = dict[str, Any]
 PACKAGES = ("torch", "torchvision", "flwr", "ray", "numpy", "numba", "scikit-learn")
@@ -80,17 +81,11 @@ def conditions() -> Measured:
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "load": [round(value, 2) for value in os.getloadavg()],
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "versions": versions,
         "command": shlex.join(["python", "-m", "benchmarks.speed", *map(_short, sys.argv[1:])]),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _short(word: str) -> str:

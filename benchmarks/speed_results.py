@@ -181,17 +181,29 @@ def machine_rows(results: Results) -> Iterator[str]:
         yield f"| {name} | {began} | {where['seconds']:.0f} | {load} | `{where['command']}` |"
 
 
+def _machine(part: dict[str, Any]) -> str:
+    """Return where a part was measured."""
+    where = part["conditions"]
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    return f"{where['cores']} cores of {where['processor']}; {versions}"
+
+
+def _elsewhere(part: dict[str, Any], first: str) -> Iterator[str]:
+    if (here := _machine(part)) != first:
+        yield f"Measured on {here}."
+
+
 def document(results: Results) -> str:
     """Return docs/performance.md: a pure function of the committed measurements."""
-    first = next(iter(results.values()))["conditions"]
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    sections = ["\n\n".join([PARTS[name], *body(part)]) for name, part in results.items()]
-    sections += [NO_GPU] * ("gpu" not in results)
+    first = _machine(next(iter(results.values())))
+    sections = [
+        "\n\n".join([PARTS[name], *_elsewhere(part, first), *body(part)]) for name, part in results.items()
+    ] + [NO_GPU] * ("gpu" not in results)
     return f"""# Performance
 
 Generated from `benchmarks/results/speed.json` by `python -m benchmarks.speed table`.
 
-Measured on {first["cores"]} cores of {first["processor"]}; {versions}. Every process of every program
+Measured on {first}. Every process of every program
 uses one torch thread unless the row says otherwise. The ways that are compared were run in turn, except where it says
 otherwise; "times as fast" is the median over the turns of their seconds divided by this project's, with the lowest
 and the highest beside it. Where the load average of a part, at the end of the page, is well above 1, other work

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from benchmarks import precision_results as precision
@@ -16,6 +17,7 @@ from benchmarks.speed_gpu import operations
 from benchmarks.speed_text import NO_GPU, PARTS
 from benchmarks.speed_training import Plain, sites_of
 from gfpl_flwr.algorithms.gfpl import GFPL
+from gfpl_flwr.experiments.cells import own
 from gfpl_flwr.experiments.spread import Interval
 from gfpl_flwr.models import build_extractor
 
@@ -39,22 +41,31 @@ def test_every_experiment_has_its_place_in_the_results():
     assert sorted(results.ORDER) == sorted(path.stem for path in results.EXPERIMENTS.glob("*.toml"))
 
 
-def test_one_seed_says_nothing_of_who_is_ahead(monkeypatch):
+def test_of_fewer_than_three_seeds_nothing_is_said_of_who_is_ahead(monkeypatch):
     gaps = {("a", "Local"): Interval(2.0, 1.0, 3), ("b", "Local"): Interval(57.0, None, 1)}
-    gaps |= {("a", "FedAvg"): Interval(-2.0, 1.0, 2), ("b", "FedAvg"): Interval(-2.0, 1.0, 2)}
+    gaps |= {("a", "FedAvg"): Interval(-2.0, 1.0, 3), ("b", "FedAvg"): Interval(-2.0, 1.0, 4)}
+    gaps |= {("a", "FedPer"): Interval(-2.0, 1.0, 2)}
     monkeypatch.setattr(
-        results, "verdicts", lambda part, outcomes: [("", column, row, gap) for (column, row), gap in gaps.items()]
+        results, "verdicts", lambda *_: [("", column, row, gap) for (column, row), gap in gaps.items()]
     )
     experiment, outcomes = next(results.experiments())
     cells = SimpleNamespace(
         part=experiment.parts[0], outcomes=outcomes, where="", page={}, of=lambda role: ["a", "b"]
     )
-    table, *words = results._where_it_wins(cells)
-    assert "| Local | +2.00 ± 1.00 | +57.00 |" in table
+    table, *words = results._where_it_wins(cells, own, "less each", ", by hand")
+    assert "| Local | +2.00 ± 1.00 [3] | +57.00 [1] |" in table
     assert words == [
-        "GFPL is ahead of Local (a); behind FedAvg.\n",
-        "GFPL has been compared in one seed, of which nothing follows, with Local (b).\n",
+        "GFPL is ahead of Local (a); behind FedAvg, by hand.\n",
+        "Of fewer than 3 seeds nothing follows: Local (b), FedPer (a).\n",
     ]
+
+
+def test_outcomes_that_belong_to_no_run_are_not_dropped_unasked(monkeypatch, tmp_path):
+    (tmp_path / "fig2.jsonl").write_text((results.RESULTS / "table1.jsonl").read_text())
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match=r"fig2: .* committed outcomes are of no run .*: --drop"):
+        results.collect(tmp_path, ["fig2"], drop=False)
+    results.collect(tmp_path, ["fig2"], drop=True)
 
 
 def test_committed_outcomes_are_those_of_runs_of_their_experiment():
@@ -108,8 +119,10 @@ def test_the_part_for_a_gpu_measures_training_on_the_device_that_it_is_given(tmp
     assert "aten::convolution_backward" in found["operators"]
     measured = speed.load()
     assert NO_GPU in speed.document(measured)
-    page = speed.document(measured | {"gpu": found | {"conditions": measured["training"]["conditions"]}})
+    elsewhere = measured["training"]["conditions"] | {"processor": "another"}
+    page = speed.document(measured | {"gpu": found | {"conditions": elsewhere}})
     assert "| CNN, digits |" in page
+    assert page.count("cores of another;") == 1
     assert NO_GPU not in page
 
 

@@ -1,10 +1,21 @@
 """The tables of an experiment, from the outcomes of its runs alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from gfpl_flwr.experiments.cells import OURS, Cells, common, own, scalars_a_round, sent, site_std, trained, with_head
+from gfpl_flwr.experiments.cells import (
+    OURS,
+    Cells,
+    Measure,
+    common,
+    own,
+    scalars_a_round,
+    sent,
+    site_std,
+    trained,
+    with_head,
+)
 from gfpl_flwr.experiments.design import Part
 from gfpl_flwr.experiments.outcomes import Outcome
 from gfpl_flwr.experiments.sheets import Sheet, csv
@@ -64,30 +75,37 @@ def long_csv(part: Part, outcomes: Mapping[str, Outcome]) -> str:
     return csv(columns, rows)
 
 
-def plain(value: Interval, digits: int = 2) -> str:
-    """Write a mean and half of its interval."""
+def plain(value: Interval, digits: int = 2, *, most: int = 0, sign: str = "") -> str:
+    """Write a mean and half of its interval, and how many seeds it is over where that is fewer than the most.
+
+    Args:
+        value: over seeds.
+        digits: after the point.
+        most: seeds of the cells beside it.
+        sign: ``"+"`` for a difference.
+    """
     if not value.count:
         return NOTHING
     half = "" if value.half is None else f" ± {value.half:.{digits}f}"
-    return f"{value.mean:.{digits}f}{half}"
+    return f"{value.mean:{sign}.{digits}f}{half}" + (f" [{value.count}]" if value.count < most else "")
 
 
-def signed(value: Interval, digits: int = 2) -> str:
-    """Write a difference in points with its sign and half of its interval."""
-    if not value.count:
-        return NOTHING
-    half = "" if value.half is None else f" ± {value.half:.{digits}f}"
-    return f"{value.mean:+.{digits}f}{half}"
+def most_seeds(cells: Cells, columns: Sequence[str]) -> int:
+    """Return the most seeds that a cell of some columns has."""
+    return max(len(cells.finished(rows=row, columns=column)) for row in cells.of("rows") for column in columns)
+
+
+def told_seeds(counts: Iterable[int]) -> str:
+    """Say over how many seeds the means of a table are; numbers without any count for nothing."""
+    known = {count for count in counts if count}
+    if known == {1}:
+        return "One seed."
+    fewer = ", or as many as stand in square brackets" if len(known) > 1 else ""
+    return f"Mean ± half the 95 % interval over {max(known)} seeds{fewer}."
 
 
 def _seeds(cells: Cells, columns: Sequence[str]) -> str:
-    """Say what stands in the cells of some columns."""
-    counts = {len(cells.values(own, rows=row, columns=column)) for row in cells.of("rows") for column in columns}
-    counts.discard(0)
-    if counts == {1}:
-        return "One seed."
-    told = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    return f"Mean ± half the 95 % interval over {told} seeds."
+    return told_seeds(len(cells.finished(rows=row, columns=column)) for row in cells.of("rows") for column in columns)
 
 
 def _titled(cells: Cells, what: str) -> str:
@@ -97,13 +115,15 @@ def _titled(cells: Cells, what: str) -> str:
 def _accuracy(cells: Cells) -> Sheet:
     """Accuracy on own classes, row by column, and what the paper has."""
     columns = cells.of("columns")
+    most = most_seeds(cells, columns)
     paper = cells.part.paper.get("accuracy", {})
     rows = []
     for row in cells.of("rows"):
         words = [row]
         for column in columns:
             known = paper.get("/".join([*cells.page.values(), row, column]))
-            words.append(plain(cells.interval(own, rows=row, columns=column)) + (f" ({known})" if known else ""))
+            found = plain(cells.interval(own, rows=row, columns=column), most=most)
+            words.append(found + (f" ({known})" if known else ""))
         rows.append(words)
     notes = [
         f"Accuracy on the classes that a site holds, in percent, unweighted mean over sites. {_seeds(cells, columns)}"
@@ -137,12 +157,13 @@ def _over_sites(cells: Cells) -> Sheet:
 def _heads(cells: Cells) -> Iterator[Sheet]:
     """Every way of inference of the methods that have several."""
     columns = cells.of("columns")
+    most = most_seeds(cells, columns)
     rows = []
     for row in cells.of("rows"):
         heads = sorted({head for its in cells.finished(rows=row) for head in its.accuracy})
         for head in heads if len(heads) > 1 else []:
             found = [cells.interval(with_head(head), rows=row, columns=column) for column in columns]
-            rows.append([row, head, *map(plain, found)])
+            rows.append([row, head, *(plain(value, most=most) for value in found)])
     if rows:
         notes = [f"As above, for every way in which a site can classify. {_seeds(cells, columns)}"]
         title = _titled(cells, "ways of inference")
@@ -154,8 +175,9 @@ def _reach(cells: Cells) -> Sheet:
     """Accuracy on classes that a site never saw, and after local training."""
     column = cells.middle
     measures = (common("all"), common("seen"), common("unseen"), own, trained)
+    most = most_seeds(cells, [column])
     rows = [
-        [row, *(plain(cells.interval(measure, rows=row, columns=column), 1) for measure in measures)]
+        [row, *(plain(cells.interval(measure, rows=row, columns=column), 1, most=most) for measure in measures)]
         for row in cells.of("rows")
     ]
     heads = [cells.part.roles["rows"], "all", "seen", "unseen", "own", "trained"]
@@ -202,24 +224,33 @@ def _cost(cells: Cells) -> Sheet:
 
 def _sweep(cells: Cells) -> Sheet:
     """Accuracy along an axis, a column for each line."""
-    lines = cells.of("lines")
+    lines, steps = cells.of("lines"), cells.of("x")
+    counts = [len(cells.finished(x=x, lines=line)) for x in steps for line in lines]
     rows = []
-    for x in cells.of("x"):
+    for x in steps:
         row = [x]
         for line in lines:
-            row.append(plain(cells.interval(own, x=x, lines=line)))
+            row.append(plain(cells.interval(own, x=x, lines=line), most=max(counts)))
             row.append(plain(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
         rows.append(row)
     heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
     notes = [
-        "Accuracy on own classes in percent, mean ± half the 95 % interval over seeds; MB: all sites, both ways."
+        f"Accuracy on own classes in percent; MB: of all sites, both ways. {told_seeds(counts)}",
     ]
     title = cells.part.title + (f", {cells.where}" if cells.page else "")
     return Sheet(cells.stem("sweep"), title, heads, rows, notes)
 
 
-def verdicts(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, str, str, Interval]]:
-    """Yield page, column, row, and how much better GFPL is than it on own classes, in points, seed by seed."""
+def verdicts(
+    part: Part, outcomes: Mapping[str, Outcome], theirs: Measure = own
+) -> Iterator[tuple[str, str, str, Interval]]:
+    """Yield page, column, row, and how much better GFPL is than it on own classes, in points, seed by seed.
+
+    Args:
+        part: with a row of GFPL, or nothing is yielded.
+        outcomes: by key.
+        theirs: what of the other rows is set beside the accuracy of the model that a site of GFPL would use.
+    """
     for page in part.pages:
         cells = Cells(part, page, outcomes)
         if part.show not in ("methods", "variants") or OURS not in cells.of("rows"):
@@ -228,4 +259,4 @@ def verdicts(part: Part, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str,
             ours = cells.values(own, rows=OURS, columns=column)
             for row in cells.of("rows"):
                 if row != OURS:
-                    yield cells.where, column, row, paired(ours, cells.values(own, rows=row, columns=column))
+                    yield cells.where, column, row, paired(ours, cells.values(theirs, rows=row, columns=column))

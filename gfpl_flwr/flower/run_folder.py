@@ -2,11 +2,9 @@
 
 import json
 import os
-import platform
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from gfpl_flwr import __version__
 from gfpl_flwr.algorithms import defaults, of_its_method
 from gfpl_flwr.config import ConfigError, RunConfig, parse
 from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_atomically, write_json, write_tensors
+from gfpl_flwr.flower.provenance import provenance
 
 CONFIG, ROUNDS, SUMMARY = "config.json", "rounds.jsonl", "summary.json"
 
@@ -81,13 +80,11 @@ class RunFolder:
         started, name = datetime.now(UTC), path.name
         path.mkdir(parents=True, exist_ok=True)
         key = f"{name}-{started:%Y%m%d%H%M%S%f}"
-        versions = {"python": platform.python_version()}
-        versions |= {package: version(package) for package in ("torch", "flwr", "numpy")}
         facts = {
             "name": name,
             "key": key,
             "app_version": __version__,
-            "versions": versions,
+            "versions": provenance(),
             "engine": engine,
             "command": command,
             "started": started.isoformat(timespec="seconds"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from gfpl_flwr.experiments.cells import trained
 from gfpl_flwr.experiments.outcomes import Outcome, outcome_of, read_outcomes, write_outcomes
 from gfpl_flwr.experiments.sheets import Sheet, latex, markdown, rich_table
 from gfpl_flwr.experiments.tables import long_csv, sheets_of, verdicts
@@ -18,10 +19,10 @@ def test_the_table_of_methods_by_hand(two_methods, outcomes):
     accuracy, sites, reach, cost = sheets_of(two_methods.parts[0], outcomes)
     assert accuracy.columns == ["method", "n = 2", "n = 3"]
     # seeds 1, 2: 81, 82 -> 81.5 ± 12.706 * 0.5; seeds 1, 2, 3: 82 ± 4.303 / sqrt(3)
-    assert accuracy.rows[0] == ["Local", "81.50 ± 6.35", "82.00 ± 2.48"]
+    assert accuracy.rows[0] == ["Local", "81.50 ± 6.35 [2]", "82.00 ± 2.48"]
     # 83, 84 and 83, 84, 88, whose deviation is sqrt(7)
-    assert accuracy.rows[1] == ["GFPL", "83.50 ± 6.35", "85.00 ± 6.57 (99.9)"]
-    assert "over 2 to 3 seeds" in accuracy.notes[0]
+    assert accuracy.rows[1] == ["GFPL", "83.50 ± 6.35 [2]", "85.00 ± 6.57 (99.9)"]
+    assert accuracy.notes[0].endswith("over 3 seeds, or as many as stand in square brackets.")
     assert sites.columns == ["method", "n = 2: std", "n = 2, to 99 %", "n = 3: std", "n = 3, to 99 %"]
     assert sites.rows[0] == ["Local", "2.0", "2", "2.0", "2"]
     assert "over 3 seeds" in reach.notes[0]
@@ -57,8 +58,8 @@ def test_every_way_of_inference_has_its_row(two_methods, outcomes):
             outcomes[its.key] = replace(outcomes[its.key], accuracy=ways)
     (sheet,) = [sheet for sheet in sheets_of(part, outcomes) if "inference" in sheet.columns]
     assert [row[:3] for row in sheet.rows] == [
-        ["GFPL", "classifier", "80.00 ± 0.00"],
-        ["GFPL", "etf", "70.00 ± 0.00"],
+        ["GFPL", "classifier", "80.00 ± 0.00 [2]"],
+        ["GFPL", "etf", "70.00 ± 0.00 [2]"],
     ]
 
 
@@ -68,6 +69,12 @@ def test_verdicts_are_paired_over_seeds(two_methods, outcomes):
     assert found["n = 2", "Local"].sign == 1  # two points with both seeds
     assert found["n = 3", "Local"].mean == pytest.approx(3.0)
     assert found["n = 3", "Local"].sign == 0  # 2, 2 and 5: 3 ± 4.3
+
+
+def test_verdicts_can_be_on_what_others_have_after_local_training(two_methods, outcomes):
+    part = two_methods.parts[0]
+    found = {(column, method): gap for _, column, method, gap in verdicts(part, outcomes, trained)}
+    assert found["n = 2", "Local"].mean == pytest.approx(12.0)  # of these outcomes 10 less than at the end
 
 
 def test_the_csv_has_a_row_for_each_run_and_exact_numbers(two_methods, outcomes):
