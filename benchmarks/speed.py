@@ -66,7 +66,7 @@ def parts(data_dir: Path, checkouts: dict[str, Path]) -> dict[str, Callable[[], 
 
 def _rounds(data_dir: Path, checkouts: dict[str, Path]) -> Measured:
     passed = speed_round.in_turn(data_dir, checkouts)
-    pairs = [*speed_round.pairs(passed), speed_round.resnet18(data_dir)]
+    pairs = [*speed_round.pairs(passed), *speed_round.resnet18(data_dir)]
     return {"pairs": pairs, "runs": speed_round.whole_runs(data_dir, passed)}
 
 

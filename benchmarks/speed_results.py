@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import Pair
-from benchmarks.speed_text import MISSED, NO_GPU, PARTS, PHASES, WHOLE
+from benchmarks.speed_text import FLOORS, MISSED, NO_GPU, PARTS, PHASES, WHOLE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
@@ -196,9 +196,11 @@ def _elsewhere(part: dict[str, Any], first: str) -> Iterator[str]:
 def document(results: Results) -> str:
     """Return docs/performance.md: a pure function of the committed measurements."""
     first = _machine(next(iter(results.values())))
-    sections = [
-        "\n\n".join([PARTS[name], *_elsewhere(part, first), *body(part)]) for name, part in results.items()
-    ] + [NO_GPU] * ("gpu" not in results)
+    sections = (
+        ["\n\n".join([PARTS[name], *_elsewhere(part, first), *body(part)]) for name, part in results.items()]
+        + [NO_GPU] * ("gpu" not in results)
+        + [FLOORS.rstrip()]
+    )
     return f"""# Performance
 
 Generated from `benchmarks/results/speed.json` by `python -m benchmarks.speed table`.

@@ -39,6 +39,20 @@ Wall time of training on one card, by one process. Images lie in the card's memo
 epoch. The share of the peak is that of floating-point operations a second: of the network as one site computes it,
 beside those of a product of two matrices on the same card with the precision that torch gives convolutions.""",
 }
+FLOORS = """## Floors, and what was tried
+
+- **Training** of the CNN is three fifths oneDNN's convolutions, which reach 20 to 45 GFLOP/s on a core: images of 28
+  pixels, 10 and 20 channels and batches of four give them no more. Convolutions site by site take 1.6 to 2 times as
+  long as grouped ones. The second convolution as a matrix product over unfolded images is quicker in the gradient for
+  its input alone. `torch._foreach` for SGD gains 1 to 2 %, larger thresholds of malloc nothing, chunks of other sizes
+  in tests nothing. What is left would be convolutions of this project's own, which it is not for.
+- **Compiled** it could be: `torch.compile` takes 22 to 50 s before the first step, of a whole run of the paper's
+  setting that lasts about a minute. CUDA graphs were not tried for want of a card.
+- **Retraining** is the calls of about sixty operations a step. The hybrid loss as one of them, with its gradient
+  written down, made a step 15 % quicker.
+- **A whole round** with an exchange is training by less than half, as the profile shows; no part of the rest is large
+  enough to make up for what is missing to the goals by itself.
+"""
 NO_GPU = """## On a GPU
 
 Nothing was measured: none was at hand. `python -m benchmarks.speed run --data-dir data --only gpu` trains a cohort of
