@@ -203,11 +203,14 @@ class Experiment:
             changes: options of every run. What the paper says is left out: it is no longer about the same.
 
         Raises:
-            ExperimentError: an option that is unknown, or has no part in a result; the seed, or what an axis sets.
+            ExperimentError: an option that is unknown, or has no part in a result; the seed, the rounds, or what an axis
+                sets.
         """
         changes = dict(changes or {})
         if "seed" in changes:
             raise ExperimentError("seed: the seeds are the experiment's own; --seeds N takes the first N of them")
+        if "rounds" in changes:
+            raise ExperimentError("rounds: --rounds N sets them, and T0 in proportion")
         check_keys(changes, OPTIONS, self.name)
         for part in self.parts:
             for axis, values in part.axes.items():

@@ -81,6 +81,7 @@ def test_changes_come_before_everything_else(two_methods):
     ("key", "value", "words"),
     [
         ("ways", 4, "ways: small has it in its axis ways, .*; --only ways=VALUE chooses among n = 2, n = 3"),
+        ("rounds", 3, "rounds: --rounds N sets them"),
         ("algorithm", "local", "algorithm: small has it in its axis method, .* among Local, GFPL"),
     ],
 )
