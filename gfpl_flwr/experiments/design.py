@@ -203,8 +203,8 @@ class Experiment:
             changes: options of every run. What the paper says is left out: it is no longer about the same.
 
         Raises:
-            ExperimentError: an option that is unknown, or has no part in a result; the seed, the rounds, or what an axis
-                sets.
+            ExperimentError: an option that is unknown, or has no part in a result; the seed, the rounds, or what
+                an axis sets.
         """
         changes = dict(changes or {})
         if "seed" in changes:
