@@ -47,14 +47,16 @@ REMARKS = {
 UNKNOWN = """
 
 Which sources of this package and which processor gave an outcome stands in {told} of them. The others are from the
-weeks in which it was made; a run of today differs from some of them, in first rounds by up to a point."""
+weeks in which it was made, and a run that is done again differs from some of them: GFPL on MNIST with n = 4 and seed 1
+has 97.49 % in the table of methods and 98.15 % in figures 3, 4, 6 and 7, which were done later with other sources and
+on another processor. What was reported first stays."""
 ENOUGH = 3
 """Seeds that a difference is over before anything is said of it."""
 ORDER = ("table1", "table1-cnn", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
 
 
 def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
-    """Take over the outcomes of the finished runs of ``gfpl table``, beside those that are there.
+    """Take over the outcomes of the finished runs of ``gfpl table`` that are not there yet.
 
     Args:
         tables: its ``--output-dir``. A run counts for every experiment that has it.
@@ -73,7 +75,8 @@ def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
                 f"{name}: {gone} of {len(before)} committed outcomes are of no run that it still has, since the "
                 "experiment or an option's default changed: --drop leaves them out"
             )
-        kept = before | finished(wanted, place, print)
+        # What is reported stays: who could take the better of two runs would do so sooner or later.
+        kept = finished(wanted, place, print) | before
         # Where data and results lay on the machine that measured is no part of the command.
         kept = {
             key: replace(its, command=re.sub(r" --(data|output)-dir \S+", "", its.command))

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,20 @@ def test_outcomes_that_belong_to_no_run_are_not_dropped_unasked(monkeypatch, tmp
     with pytest.raises(SystemExit, match=r"fig2: .* committed outcomes are of no run .*: --drop"):
         results.collect(tmp_path, ["fig2"], drop=False)
     results.collect(tmp_path, ["fig2"], drop=True)
+
+
+def test_what_was_reported_is_not_replaced_by_another_run(monkeypatch, tmp_path):
+    committed = results.committed("fig2")
+    ((key, outcome),) = committed.items()
+    again = replace(outcome, seconds=outcome.seconds + 1)
+    (tmp_path / "fig2.jsonl").write_bytes((results.RESULTS / "fig2.jsonl").read_bytes())
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "finished", lambda *_: {key: again})
+    results.collect(tmp_path, ["fig2"], drop=False)
+    assert results.committed("fig2") == committed
+    (tmp_path / "fig2.jsonl").unlink()
+    results.collect(tmp_path, ["fig2"], drop=False)
+    assert results.committed("fig2")[key].seconds == again.seconds
 
 
 def test_committed_outcomes_are_those_of_runs_of_their_experiment():
