@@ -47,9 +47,9 @@ REMARKS = {
 UNKNOWN = """
 
 Which sources of this package and which processor gave an outcome stands in {told} of them. The others are from the
-weeks in which it was made, and a run that is done again differs from some of them: GFPL on MNIST with n = 4 and seed 1
-has 97.49 % in the table of methods and 98.15 % in figures 3, 4, 6 and 7, which were done later with other sources and
-on another processor. What was reported first stays."""
+weeks in which it was made, and a run that is done again differs from some of them: GFPL on MNIST with n = 4 and seed
+1 has 97.49 % in the table of methods and 98.15 % in figures 3, 4, 6 and 7, which were done later with other sources
+and on another processor. What was reported first stays."""
 ENOUGH = 3
 """Seeds that a difference is over before anything is said of it."""
 ORDER = ("table1", "table1-cnn", "table2", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "defaults")
