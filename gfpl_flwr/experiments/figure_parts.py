@@ -47,11 +47,20 @@ def dots_beside_names(ax: Axes, dots: Sequence[Dot], colours: Sequence[str], *, 
     ax.tick_params(axis="y", length=0)
 
 
-def percent_limits(ax: Axes, values: Sequence[float]) -> None:
-    """Set the limits of a percent axis around some values, never outside 0 to 100 by more than the points need."""
+def percent_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits of a percent axis around some values, never outside 0 to 100 by more than the points need.
+
+    They are more than a point apart, so that differences of hundredths do not look like any.
+    """
     low, high = min(values), max(values)
     room = max(0.6, 0.15 * (high - low))
-    ax.set_ylim(max(-2.0, low - room), min(101.0, high + room))
+    return max(-2.0, low - room), min(101.0, high + room)
+
+
+def ends(value: Interval) -> tuple[float, float]:
+    """Return both ends of an interval in percent, cut at 0 and 100; the mean twice where there is none."""
+    ((below,), (above,)) = reaching(value)
+    return value.mean - below, value.mean + above
 
 
 @dataclass(frozen=True)

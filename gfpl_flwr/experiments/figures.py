@@ -20,6 +20,7 @@ from gfpl_flwr.experiments.figure_parts import (
     Dot,
     Label,
     dots_beside_names,
+    ends,
     label_right,
     panels,
     percent_limits,
@@ -114,8 +115,7 @@ def tradeoff_figure(cells: Cells) -> Figure:
         points, names = _scatter(ax, cells, sent, own, bars_across=False)
         byte_axis(ax, np.array([x for x, _ in points]))
         found = [cells.interval(own, rows=row, columns=cells.middle) for row in cells.of("rows")]
-        bars = [(its.mean, *(half for (half,) in reaching(its))) for its in found if its.count]
-        percent_limits(ax, [end for mean, below, above in bars for end in (mean - below, mean + above)])
+        ax.set_ylim(percent_limits([end for its in found if its.count for end in ends(its)]))
         write_titles(
             ax,
             f"Accuracy against data sent · {cells.where}",
@@ -186,6 +186,8 @@ def spread_figure(cells: Cells) -> Figure:
                 for row in rows
             ]
             dots_beside_names(ax, dots, colours, named=ax is axes[0])
+            if drawn := [end for dot in dots if dot.value.count for end in ends(dot.value)]:
+                ax.set_xlim(percent_limits(drawn))
             ax.set_title(column, loc="left", fontsize=10)
             ax.set_xlabel("Accuracy on own classes (%)")
         where = "".join(f" · {value}" for value in cells.page.values())
@@ -212,6 +214,7 @@ def sweep_figure(cells: Cells) -> Figure:
             left.errorbar(
                 places[known], [values[i].mean for i in known], yerr=halves, color=colour, marker="o", capsize=3
             )
+            left.set_ylim(percent_limits([end for i in known for end in ends(values[i])]))
             right.plot(places[known], [sizes[i].mean / 1e6 for i in known], color=colour, marker="o")
             right.set_ylim(0, 1.15 * max([sizes[i].mean / 1e6 for i in known], default=1.0) or 1.0)
             left.set_ylabel(f"{line}\naccuracy (%)")
