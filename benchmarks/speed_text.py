@@ -47,7 +47,7 @@ FLOORS = """## Floors, and what was tried
   its input alone. `torch._foreach` for SGD gains 1 to 2 %, larger thresholds of malloc nothing, chunks of other sizes
   in tests nothing. What is left would be convolutions of this project's own, which it is not for.
 - **Compiled** it could be: `torch.compile` takes 22 to 50 s before the first step, of a whole run of the paper's
-  setting that lasts about a minute. CUDA graphs were not tried for want of a card.
+  setting that lasts little more than a minute. CUDA graphs were not tried for want of a card.
 - **Retraining** is the calls of about sixty operations a step. The hybrid loss as one of them, with its gradient
   written down, made a step 15 % quicker.
 - **A whole round** with an exchange is training by less than half, as the profile shows; no part of the rest is large
