@@ -114,7 +114,7 @@ def table(
     name: Annotated[str, typer.Argument(help="An experiment, or the path of its TOML file; none: list them.")] = "",
     dataset: Annotated[list[str] | None, typer.Option(help="Only these values of the axis dataset.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Only these values of an axis, or of part.")
+        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Only these values of an axis, seed or part.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, from the first.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Local rounds of every run; T0 in proportion.")] = None,

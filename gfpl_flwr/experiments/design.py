@@ -88,6 +88,7 @@ class Part:
         seeds: of every cell.
         more_seeds: further seeds of the cells that have some values: pairs of values by axis, and seeds.
         num_seeds: how many of a cell's seeds are wanted, from the first; None for all.
+        only_seeds: which of them; None for all.
         left_out: cells that there are none of, by their values of some axes.
         paper: what the paper says of a cell, by the part's own names.
         rounds: local rounds of every run instead of its own, with T0 in proportion.
@@ -103,6 +104,7 @@ class Part:
     seeds: Sequence[int] = (1,)
     more_seeds: Sequence[tuple[Mapping[str, str], Sequence[int]]] = ()
     num_seeds: int | None = None
+    only_seeds: Sequence[str] | None = None
     left_out: Sequence[Mapping[str, str]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
@@ -129,9 +131,21 @@ class Part:
             for axis, value in cell.items():
                 options |= self.axes[axis][value]
             options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
-            more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
-            for seed in list(dict.fromkeys([*self.seeds, *more]))[: self.num_seeds]:
+            for seed in self._seeds_of(cell):
                 yield Planned(cell, seed, of_its_method(options | {"seed": seed}), scene=self.show == "features")
+
+    def _seeds_of(self, cell: Mapping[str, str]) -> list[int]:
+        more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
+        first = list(dict.fromkeys([*self.seeds, *more]))[: self.num_seeds]
+        return [seed for seed in first if _wanted(str(seed), self.only_seeds)]
+
+    def names(self, axis: str) -> set[str]:
+        """Return the values of an axis, of ``seed`` or of ``part``, as ``--only`` knows them."""
+        if axis == "part":
+            return {self.name}
+        if axis == "seed":
+            return {str(seed) for seeds in [self.seeds, *(more for _, more in self.more_seeds)] for seed in seeds}
+        return set(self.axes.get(axis, ()))
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,7 @@ class Experiment:
         """Return a smaller experiment.
 
         Args:
-            chosen: name of an axis, or ``part``, to the values that are wanted, upper and lower case alike.
+            chosen: name of an axis, ``seed`` or ``part`` to the values that are wanted, upper and lower case alike.
             seeds: how many of a cell's seeds, from the first.
 
         Raises:
@@ -170,12 +184,12 @@ class Experiment:
         """
         parts = [part for part in self.parts if _wanted(part.name, chosen.get("part"))]
         axes = {axis for part in parts for axis in part.axes}
-        if unknown := [axis for axis in chosen if axis not in axes | {"part"}]:
-            raise ExperimentError(f"{self.name} has no axis {unknown[0]}: it has {', '.join(sorted(axes))}, and part")
+        if unknown := [axis for axis in chosen if axis not in axes | {"part", "seed"}]:
+            raise ExperimentError(
+                f"{self.name} has no axis {unknown[0]}: it has {', '.join(sorted(axes))}, seed, and part"
+            )
         for axis, values in chosen.items():
-            known = {
-                name for part in self.parts for name in (part.axes.get(axis, ()) if axis != "part" else [part.name])
-            }
+            known = set().union(*(part.names(axis) for part in self.parts))
             if wrong := [value for value in values if not _wanted(value, list(known))]:
                 raise ExperimentError(
                     f"{self.name}: {axis} {wrong[0]!r} is unknown: known are {', '.join(sorted(known))}"
@@ -190,6 +204,7 @@ class Experiment:
                         for axis, values in part.axes.items()
                     },
                     num_seeds=seeds,
+                    only_seeds=chosen.get("seed"),
                 )
                 for part in parts
             ],
@@ -208,7 +223,7 @@ class Experiment:
         """
         changes = dict(changes or {})
         if "seed" in changes:
-            raise ExperimentError("seed: the seeds are the experiment's own; --seeds N takes the first N of them")
+            raise ExperimentError("seed: the seeds are the experiment's own; --only seed=N chooses among them")
         if "rounds" in changes:
             raise ExperimentError("rounds: --rounds N sets them, and T0 in proportion")
         check_keys(changes, OPTIONS, self.name)

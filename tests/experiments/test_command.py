@@ -26,7 +26,7 @@ def test_without_a_name_it_lists_the_experiments():
         (["table1", "--only", "method=FedSGD"], "method 'FedSGD' is unknown: known are FeSEM, FedAvg"),
         (["table1", "--only", "ways"], "--only ways: must be AXIS=VALUE"),
         (["table1", "-c", "round=3"], "unknown key 'round'"),
-        (["table1", "-c", "seed=3"], "--seeds N takes the first N of them"),
+        (["table1", "-c", "seed=3"], "--only seed=N chooses among them"),
         (["table1", "-c", "cohort=3"], "unknown key 'cohort'"),
         (["none.toml"], "none.toml"),
     ],

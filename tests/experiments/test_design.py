@@ -72,6 +72,11 @@ def test_t0_moves_in_proportion_to_the_rounds(write, rounds, first):
         assert (its.options["rounds"], its.options["gfpl.first-exchange"]) == (rounds, first)
 
 
+def test_a_seed_is_chosen_as_a_value_of_an_axis_is(two_methods):
+    (part, _) = two_methods.only({"method": ["gfpl"], "seed": ["2", "3"]}).parts
+    assert [(its.cell["ways"], its.seed) for its in part.planned] == [("n = 2", 2), ("n = 3", 2), ("n = 3", 3)]
+
+
 def test_changes_come_before_everything_else(two_methods):
     changed = two_methods.with_changes(changes={"num-sites": 4, "learning-rate": 0.1})
     assert {(its.options["num-sites"], its.options["learning-rate"]) for its in changed.runs().values()} == {(4, 0.1)}
@@ -104,7 +109,7 @@ def test_what_is_changed_is_another_experiment_and_says_so(two_methods):
 
 
 def test_a_seed_is_no_change(two_methods):
-    with pytest.raises(ExperimentError, match="seed: the seeds are the experiment's own; --seeds N"):
+    with pytest.raises(ExperimentError, match="seed: the seeds are the experiment's own; --only seed=N"):
         two_methods.with_changes(changes={"seed": 7})
 
 
@@ -120,8 +125,9 @@ def test_a_run_has_the_options_of_its_own_method_alone(write):
     ("chosen", "words"),
     [
         ({"dataset": ["mnst"]}, "small: dataset 'mnst' is unknown: known are Digits"),
-        ({"methods": ["GFPL"]}, "small has no axis methods: it has P, dataset, method, ways, and part"),
+        ({"methods": ["GFPL"]}, "small has no axis methods: it has P, dataset, method, ways, seed, and part"),
         ({"part": ["x"]}, "part 'x' is unknown: known are methods, period"),
+        ({"seed": ["9"]}, "small: seed '9' is unknown: known are 1, 2, 3"),
     ],
 )
 def test_an_unknown_value_lists_the_known_ones(two_methods, chosen, words):
