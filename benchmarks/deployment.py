@@ -120,6 +120,7 @@ class Deployment:
         self.folder = folder
         self.host, self.port = host, free_port()
         self.nodes: dict[str, Service] = {}
+        self._commands: list[subprocess.Popen[str]] = []
         (folder / "tls").mkdir(parents=True)
         shutil.copy(ROOT / "docker" / "certs.sh", folder / "tls")
         self._make_keys()
@@ -167,6 +168,10 @@ class Deployment:
 
     def end(self) -> None:
         """Kill everything; the folder and its logs stay for whoever wants to look."""
+        for command in self._commands:
+            if command.poll() is None:
+                command.kill()
+                command.communicate()
         for service in [*self.nodes.values(), self.serverapp, self.superlink]:
             service.kill()
 
@@ -218,7 +223,7 @@ class Deployment:
 
     def gfpl(self, *words: str) -> "subprocess.Popen[str]":
         """Start the gfpl command in the app's folder."""
-        return subprocess.Popen(
+        command = subprocess.Popen(
             [str(SCRIPTS / "gfpl"), *words],
             cwd=self.app_dir,
             env=child_environment(self.folder / "gfpl", SCRIPTS, threads=1),
@@ -227,6 +232,8 @@ class Deployment:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        self._commands.append(command)
+        return command
 
     def run(self, name: str, options: Mapping[str, object], *words: str) -> "subprocess.Popen[str]":
         """Start a run of this name."""

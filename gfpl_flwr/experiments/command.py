@@ -110,6 +110,7 @@ def make(wish: Wish, *, dry: bool = False) -> int:
     """
     whole = find(wish.name).with_changes(rounds=wish.rounds, changes=wish.changes)
     wanted = whole.only(wish.chosen, seeds=wish.seeds)
+    whole.check_names(wanted)
     planned, console = wanted.runs(), Console(stderr=True)
     command = os.environ.get("GFPL_COMMAND", f"gfpl table {wish.name}")
     place = Place(wish.output_dir / "runs", wish.data_dir, wish.device, command)

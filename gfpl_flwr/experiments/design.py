@@ -1,6 +1,6 @@
 """An experiment: parts, each a grid of runs over some axes and seeds.
 
-Two runs with the same options are one run, in whatever parts and experiments they stand.
+Two runs with the same options are one run, in whatever parts and experiments they stand; but for a scene, see below.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ PLACE = {
 }  # fmt: skip
 OPTIONS = set(known_fields()) - PLACE - {"seed"}
 """Those that an experiment can set."""
+_FIRST = "gfpl.first-exchange"
 
 
 class ExperimentError(ConfigError):
@@ -87,8 +88,8 @@ class Part:
         options: of every run.
         seeds: of every cell.
         more_seeds: further seeds of the cells that have some values: pairs of values by axis, and seeds.
-        num_seeds: how many of a cell's seeds are wanted, from the first; None for all.
-        only_seeds: which of them; None for all.
+        only_seeds: which of a cell's seeds are wanted; None for all.
+        num_seeds: how many of these, from the first; None for all.
         left_out: cells that there are none of, by their values of some axes.
         paper: what the paper says of a cell, by the part's own names.
         rounds: local rounds of every run instead of its own, with T0 in proportion.
@@ -103,8 +104,8 @@ class Part:
     options: Options = field(default_factory=dict)
     seeds: Sequence[int] = (1,)
     more_seeds: Sequence[tuple[Mapping[str, str], Sequence[int]]] = ()
-    num_seeds: int | None = None
     only_seeds: Sequence[str] | None = None
+    num_seeds: int | None = None
     left_out: Sequence[Mapping[str, str]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
@@ -136,8 +137,8 @@ class Part:
 
     def _seeds_of(self, cell: Mapping[str, str]) -> list[int]:
         more = [seed for where, seeds in self.more_seeds if _has(cell, where) for seed in seeds]
-        first = list(dict.fromkeys([*self.seeds, *more]))[: self.num_seeds]
-        return [seed for seed in first if _wanted(str(seed), self.only_seeds)]
+        every = dict.fromkeys([*self.seeds, *more])
+        return [seed for seed in every if _wanted(str(seed), self.only_seeds)][: self.num_seeds]
 
     def names(self, axis: str) -> set[str]:
         """Return the values of an axis, of ``seed`` or of ``part``, as ``--only`` knows them."""
@@ -180,7 +181,7 @@ class Experiment:
             seeds: how many of a cell's seeds, from the first.
 
         Raises:
-            ExperimentError: an axis or value that does not exist.
+            ExperimentError: an axis or value that does not exist, or values that no run has together.
         """
         parts = [part for part in self.parts if _wanted(part.name, chosen.get("part"))]
         axes = {axis for part in parts for axis in part.axes}
@@ -194,7 +195,7 @@ class Experiment:
                 raise ExperimentError(
                     f"{self.name}: {axis} {wrong[0]!r} is unknown: known are {', '.join(sorted(known))}"
                 )
-        return replace(
+        smaller = replace(
             self,
             parts=[
                 replace(
@@ -203,12 +204,16 @@ class Experiment:
                         axis: {name: its for name, its in values.items() if _wanted(name, chosen.get(axis))}
                         for axis, values in part.axes.items()
                     },
-                    num_seeds=seeds,
                     only_seeds=chosen.get("seed"),
+                    num_seeds=seeds,
                 )
                 for part in parts
             ],
         )
+        if not smaller.runs():
+            told = ", ".join(f"{axis} = {' or '.join(values)}" for axis, values in chosen.items())
+            raise ExperimentError(f"{self.name} has no run with {told}")
+        return smaller
 
     def with_changes(self, *, rounds: int | None = None, changes: Options | None = None) -> "Experiment":
         """Return the experiment with other options in every run: another one, named and titled after them.
@@ -218,8 +223,7 @@ class Experiment:
             changes: options of every run. What the paper says is left out: it is no longer about the same.
 
         Raises:
-            ExperimentError: an option that is unknown, or has no part in a result; the seed, the rounds, or what
-                an axis sets.
+            ExperimentError: an option that is unknown, or has no part in a result; the seed, or the rounds.
         """
         changes = dict(changes or {})
         if "seed" in changes:
@@ -227,13 +231,6 @@ class Experiment:
         if "rounds" in changes:
             raise ExperimentError("rounds: --rounds N sets them, and T0 in proportion")
         check_keys(changes, OPTIONS, self.name)
-        for part in self.parts:
-            for axis, values in part.axes.items():
-                if taken := sorted(changes.keys() & {key for options in values.values() for key in options}):
-                    raise ExperimentError(
-                        f"{taken[0]}: {self.name} has it in its axis {axis}, whose names would tell something else; "
-                        f"--only {axis}=VALUE chooses among {', '.join(values)}"
-                    )
         told = [*([f"rounds = {rounds}"] if rounds else []), *(f"{key} = {its}" for key, its in changes.items())]
         if not told:
             return self
@@ -246,6 +243,31 @@ class Experiment:
                 for part in self.parts
             ],
         )
+
+    def check_names(self, chosen: "Experiment") -> None:
+        """Check that the name of every value still tells what its runs have after :meth:`with_changes`.
+
+        Args:
+            chosen: what :meth:`only` made of this one; the values of the others name no run.
+
+        Raises:
+            ExperimentError: a change overrides what an axis sets; names the option, the axis and the value.
+        """
+        whole = {part.name: part for part in self.parts}
+        for part in chosen.parts:
+            for axis, values in part.axes.items():
+                every = {key for options in whole[part.name].axes[axis].values() for key in options}
+                for name, options in values.items():
+                    told = set(options) or every  # one without options names the defaults of what the others set
+                    taken = sorted(told & part.changes.keys())
+                    # T0 that moves with the rounds of its own value is still in the same proportion.
+                    if part.rounds is not None and _FIRST in told and "rounds" not in told:
+                        taken.append(_FIRST)
+                    if taken:
+                        raise ExperimentError(
+                            f"{taken[0]} is set by the axis {axis}, whose {name!r} would then name something else; "
+                            "leave it out by --only, or vary the option in a copy of the experiment's file"
+                        )
 
 
 def check_keys(table: Mapping[str, Any], known: set[str], what: str) -> None:
@@ -264,5 +286,5 @@ def _wanted(name: str, values: Sequence[str] | None) -> bool:
 
 def _moved(options: Options, rounds: int) -> dict[str, Scalar]:
     """Return options with another number of rounds, and T0 where it was in proportion."""
-    before, first = (options.get(key, defaults()[key]) for key in ("rounds", "gfpl.first-exchange"))
-    return {**options, "rounds": rounds, "gfpl.first-exchange": max(1, round(int(first) * rounds / int(before)))}
+    before, first = (options.get(key, defaults()[key]) for key in ("rounds", _FIRST))
+    return {**options, "rounds": rounds, _FIRST: max(1, round(int(first) * rounds / int(before)))}

@@ -7,6 +7,7 @@ kinds of work of all of them at once, so stacking needs no line in an algorithm.
 
 import logging
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable, Sequence
 from typing import Any, TypeVar
@@ -107,9 +108,11 @@ def _do(works: list[Work]) -> list[Any]:
         results = found
     except Exception as error:
         if len(works) == 1:
+            # Where it happened is of use to whoever logs it; what lay in memory there must not outlive it.
+            traceback.clear_frames(error.__traceback__)
             results = [error]
         else:
-            logger.warning("%d sites could not work as one, they go one by one: %s", len(works), error)
+            logger.warning("%d sites could not work as one, they go one by one: %s", len(works), str(error))
     if results is None:
         # Not where the error is at hand: it would keep the memory of the stack, which may be what was missing.
         return [result for work in works for result in _do([work])]

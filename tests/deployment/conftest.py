@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         with here:
             yield here
     finally:
+        for log in sorted((tmp_path / "d").glob("*/*.log")):  # pytest shows them where the test failed
+            print(f"==> {log}", *log.read_text(errors="replace").splitlines()[-40:], sep="\n")
         left = [pid for home in (tmp_path / "d").iterdir() for pid in marked_processes(home)]
         shutil.rmtree(tmp_path / "d")
         assert left == []
@@ -64,7 +67,12 @@ def add_node(deployment: Deployment, site: int, data_dir: Path, *, sites: int = 
 
 def ended(run: Any, timeout: float = 420) -> str:
     """Wait for the end of ``gfpl run`` and return what it printed; the run must have been completed."""
-    printed, _ = run.communicate(timeout=timeout)
+    try:
+        printed, _ = run.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        printed, _ = run.communicate()
+        pytest.fail(f"not ended after {timeout:.0f} s; it printed\n{printed}")
     assert run.returncode == 0, printed
     return printed
 

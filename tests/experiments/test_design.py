@@ -77,6 +77,13 @@ def test_a_seed_is_chosen_as_a_value_of_an_axis_is(two_methods):
     assert [(its.cell["ways"], its.seed) for its in part.planned] == [("n = 2", 2), ("n = 3", 2), ("n = 3", 3)]
 
 
+def test_values_that_no_run_has_together_are_an_error(two_methods):
+    with pytest.raises(ExperimentError, match="small has no run with ways = n = 2, seed = 3"):
+        two_methods.only({"ways": ["n = 2"], "seed": ["3"]})
+    (part, _) = two_methods.only({"method": ["gfpl"], "ways": ["n = 3"], "seed": ["3"]}, seeds=1).parts
+    assert [its.seed for its in part.planned] == [3]
+
+
 def test_changes_come_before_everything_else(two_methods):
     changed = two_methods.with_changes(changes={"num-sites": 4, "learning-rate": 0.1})
     assert {(its.options["num-sites"], its.options["learning-rate"]) for its in changed.runs().values()} == {(4, 0.1)}
@@ -85,14 +92,35 @@ def test_changes_come_before_everything_else(two_methods):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("ways", 4, "ways: small has it in its axis ways, .*; --only ways=VALUE chooses among n = 2, n = 3"),
-        ("rounds", 3, "rounds: --rounds N sets them"),
-        ("algorithm", "local", "algorithm: small has it in its axis method, .* among Local, GFPL"),
+        ("ways", 4, "ways is set by the axis ways, whose 'n = 2' would then name something else; leave it out"),
+        ("algorithm", "local", "algorithm is set by the axis method, whose 'Local' would then name something else"),
     ],
 )
 def test_what_an_axis_sets_is_no_change_since_its_names_would_stay(two_methods, key, value, words):
+    changed = two_methods.with_changes(changes={key: value})
     with pytest.raises(ExperimentError, match=words):
-        two_methods.with_changes(changes={key: value})
+        changed.check_names(changed)
+
+
+def test_what_an_axis_sets_in_parts_or_values_that_are_left_out_can_be_changed(two_methods):
+    changed = two_methods.with_changes(changes={"gfpl.exchange-every": 3})
+    for value in ("1", "5"):  # which sets nothing, since it is the default
+        with pytest.raises(ExperimentError, match=f"gfpl.exchange-every is set by the axis P, whose '{value}'"):
+            changed.check_names(changed.only({"P": [value], "part": ["period"]}))
+    changed.check_names(changed.only({"part": ["methods"]}))
+
+
+def test_rounds_move_the_first_exchange_but_not_that_of_an_axis(write):
+    path = write(('"gfpl.exchange-every" = 1', '"gfpl.first-exchange" = 1'))
+    changed = read_experiment(path).with_changes(rounds=2)
+    with pytest.raises(ExperimentError, match=r"gfpl.first-exchange is set by the axis P, whose '1' would"):
+        changed.check_names(changed)
+    changed.check_names(changed.only({"part": ["methods"]}))
+
+
+def test_rounds_are_no_change(two_methods):
+    with pytest.raises(ExperimentError, match="rounds: --rounds N sets them"):
+        two_methods.with_changes(changes={"rounds": 3})
 
 
 def test_a_run_with_a_scene_is_not_the_same_run_without(two_methods):

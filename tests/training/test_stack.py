@@ -1,7 +1,9 @@
 """Sites that train as one network get what each gets by itself."""
 
 import copy
-from dataclasses import replace
+import traceback
+import weakref
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
 from gfpl_flwr.models import CannotStackError, Dropout, SplitModel, Stack
-from gfpl_flwr.training import Descent, Samples, alone, classifier_loss, evaluate, together
+from gfpl_flwr.training import Descent, Samples, Site, Work, alone, classifier_loss, evaluate, together
 
 
 def descents(sites, loss=classifier_loss, round=3):
@@ -250,6 +252,39 @@ def test_models_that_cannot_stack_are_trained_one_by_one_and_it_is_said(site_of,
     assert "2 sites could not work as one, they go one by one" in caplog.text
     for site, model in zip(sites, expected, strict=True):
         assert_near(site.model, model, 1e-5)
+
+
+@dataclass(frozen=True)
+class Greedy(Work):
+    """Work that takes memory and fails."""
+
+    site: Site
+    taken: list[weakref.ref[torch.Tensor]]
+    alive: list[int]
+    phase: str = "train"
+
+    def kind(self):
+        return None
+
+    @classmethod
+    def do(cls, works):
+        first = works[0]
+        first.alive.append(sum(ref() is not None for ref in first.taken))
+        memory = torch.zeros(10)
+        first.taken.append(weakref.ref(memory))
+        raise MemoryError("no room")
+
+
+def test_the_memory_of_what_failed_is_free_before_the_next_try(site_of):
+    taken, alive = [], []
+
+    def half(work):
+        return (yield work)
+
+    outcomes = together([half(Greedy(site_of(key, 5), taken, alive)) for key in range(3)])
+    assert [str(outcome) for outcome in outcomes] == ["no room"] * 3
+    assert alive == [0, 0, 0, 0]  # at once, then one by one
+    assert all("raise MemoryError" in traceback.format_tb(its.__traceback__)[-1] for its in outcomes)
 
 
 class Scale(nn.Module):
