@@ -46,11 +46,11 @@ FLOORS = """## Floors, and what was tried
   long as grouped ones. The second convolution as a matrix product over unfolded images is quicker in the gradient for
   its input alone. `torch._foreach` for SGD gains 1 to 2 %, larger thresholds of malloc nothing, chunks of other sizes
   in tests nothing. What is left would be convolutions of this project's own, which it is not for.
-- **Compiled** it could be: `torch.compile` takes 22 to 50 s before the first step, of a whole run of the paper's
-  setting that lasts little more than a minute. CUDA graphs were not tried for want of a card.
+- **Compiled** it could be: `torch.compile` takes 22 to 50 s before the first step, much of what
+  a whole run of the paper's setting takes. CUDA graphs were not tried: no card was at hand.
 - **Retraining** is the calls of about sixty operations a step. The hybrid loss as one of them, with its gradient
   written down, made a step 15 % quicker.
-- **A whole round** with an exchange is training by less than half, as the profile shows; no part of the rest is large
+- **A whole round** with an exchange is training by about half, as the profile shows; no part of the rest is large
   enough to make up for what is missing to the goals by itself.
 """
 NO_GPU = """## On a GPU
@@ -70,7 +70,7 @@ GFPL's exchanges after round 30 and every fifth from there on. This project's ru
 extrapolated from the runs of three rounds above: set-up, the first round, 79 times the median of the others, and what
 follows them. It exchanges in every round."""
 _MORE_WORK = (
-    "Missed: a round of GFPL does what the other program's does not. Training is less than half of it; the rest "
+    "Missed: a round of GFPL does what the other program's does not. Training is about half of it; the rest "
     "is retraining, tests, a second look at the images for the prototypes, and files, as the profile below shows. "
     "Where it exchanges after every fifth round, as in the paper, the whole program is the fairer comparison."
 )

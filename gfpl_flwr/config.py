@@ -208,6 +208,11 @@ class RunConfig:
         0.5, "Share of the sites that must answer a visit, else the run stops.", above=0, at_most=1
     )
     visit_deadline: float = option(3600.0, "Seconds the server waits for the replies to a visit.", above=0)
+    ask_again_after: float = option(
+        300.0,
+        "Seconds without a reply after which a real node is sent its order again, then after twice as long.",
+        above=0,
+    )
     node_deadline: float = option(60.0, "Seconds the server waits for enough nodes to be connected.", above=0)
 
     @property

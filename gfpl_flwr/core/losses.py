@@ -46,7 +46,7 @@ def directions_of(projected: Tensor) -> Tensor:
 
 
 class _Directions(torch.autograd.Function):
-    """Division by the length, with its gradient written down: autograd takes twice as many operations.
+    """Division by the length, with its gradient written down: autograd takes half as many calls again.
 
     With ``mu = z / |z|``: ``dL/dz = (g - (g . mu) mu) / |z|``, where g is dL/dmu.
     """
@@ -111,7 +111,7 @@ def hybrid_loss(logits: Tensor, directions: Tensor, labels: Tensor, etf: Tensor,
         The loss of each batch in nats, shape (...): a scalar for one batch.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative weight.
+        ValueError: shapes that do not fit, an empty batch, or a negative weight.
 
     Source: Lu et al., "GFPL", equations 13 and 14.
     """
@@ -125,6 +125,8 @@ def hybrid_loss(logits: Tensor, directions: Tensor, labels: Tensor, etf: Tensor,
             f"logits and labels must have shapes {(*batch, classes)} and {tuple(batch)} "
             f"to match directions and etf, got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
+    if not batch[-1]:
+        raise ValueError("a batch must have a row at least")
     if not dr_weight >= 0:
         raise ValueError(f"dr_weight must be at least 0, got {dr_weight}")
     loss: Tensor = _HybridLoss.apply(logits, directions, labels, F.embedding(labels, etf.T), dr_weight)
@@ -132,7 +134,7 @@ def hybrid_loss(logits: Tensor, directions: Tensor, labels: Tensor, etf: Tensor,
 
 
 class _HybridLoss(torch.autograd.Function):
-    """Cross-entropy and dot regression with their gradient written down: autograd takes twice as many operations.
+    """Cross-entropy and dot regression with their gradient written down: autograd takes half as many calls again.
 
     With ``p = softmax(h)`` and the cosine ``c = v . mu``: ``dL/dh = (p - e_y) / B`` and
     ``dL/dmu = dr_weight (c - 1) v / B``.

@@ -1,7 +1,6 @@
 """What stands in a table or figure of an experiment: numbers of finished runs, by the cell that they are for."""
 
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -98,12 +97,6 @@ def with_head(head: str) -> Measure:
 def site_std(outcome: Outcome) -> float:
     """Return its standard deviation over sites, in points."""
     return 100 * outcome.accuracy[outcome.head][1]
-
-
-def round_to_round(outcome: Outcome) -> float:
-    """Return the standard deviation of the accuracy over the last ten rounds, in points; 0 for a single round."""
-    means = [100 * mean for _, mean, _ in outcome.curve[-10:]]
-    return statistics.stdev(means) if len(means) > 1 else 0.0
 
 
 def trained(outcome: Outcome) -> float:

@@ -26,8 +26,8 @@ SHOWS = {
 
 # Options that have no part in a result.
 PLACE = {
-    "name", "output-dir", "data-dir", "state-dir", "resume", "device", "quorum", "visit-deadline", "node-deadline",
-    "cohort", "workers", "torch-threads",
+    "name", "output-dir", "data-dir", "state-dir", "resume", "device", "quorum", "visit-deadline", "ask-again-after",
+    "node-deadline", "cohort", "workers", "torch-threads",
 }  # fmt: skip
 OPTIONS = set(known_fields()) - PLACE - {"seed"}
 """Those that an experiment can set."""

@@ -186,7 +186,7 @@ def spread_figure(cells: Cells) -> Figure:
                 for row in rows
             ]
             dots_beside_names(ax, dots, colours, named=ax is axes[0])
-            if drawn := [end for dot in dots if dot.value.count for end in ends(dot.value)]:
+            if drawn := [end for dot in dots if dot.value.count for end in (*ends(dot.value), *dot.each)]:
                 ax.set_xlim(percent_limits(drawn))
             ax.set_title(column, loc="left", fontsize=10)
             ax.set_xlabel("Accuracy on own classes (%)")

@@ -21,7 +21,7 @@ class Outcome:
     Attributes:
         key: of the run, see :class:`gfpl_flwr.experiments.design.Planned`.
         options: that differ from the defaults.
-        versions: of the packages, and of this one.
+        versions: of Python, the packages and this one; digest of its sources, and the processor.
         command: that started the run.
         head: that is reported by default.
         accuracy: of every inference head at the end: mean and population standard deviation over sites.

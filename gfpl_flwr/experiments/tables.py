@@ -10,7 +10,6 @@ from gfpl_flwr.experiments.cells import (
     Measure,
     common,
     own,
-    round_to_round,
     scalars_a_round,
     sent,
     site_std,
@@ -235,12 +234,9 @@ def _sweep(cells: Cells) -> Sheet:
             row.append(plain(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
         rows.append(row)
     heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
-    unrest = fmean(map(round_to_round, cells.finished()))
-    notes = [
-        f"Accuracy on own classes in percent; MB: of all sites, both ways. {told_seeds(counts)}",
-        f"From one of its last ten rounds to another the accuracy of a run moves by {unrest:.2f} points (standard "
-        "deviation, mean over runs): with one seed differences of less than three times that tell nothing.",
-    ]
+    notes = [f"Accuracy on own classes in percent; MB: of all sites, both ways. {told_seeds(counts)}"]
+    if 1 in counts:
+        notes.append("Nothing follows from one seed: what lies between its rows can be the seed's alone.")
     title = cells.part.title + (f", {cells.where}" if cells.page else "")
     return Sheet(cells.stem("sweep"), title, heads, rows, notes)
 

@@ -1,10 +1,11 @@
 """The ClientApp: one handler that carries every algorithm's half of a site."""
 
 import copy
+import fcntl
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,10 +40,26 @@ def build_client_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Do one visit; a failure becomes an error reply with its reason on one line."""
-        (outcome,) = answer([Ask(message.content, context.run_config, context.node_config)])
+        with _alone(context.node_config):
+            (outcome,) = answer([Ask(message.content, context.run_config, context.node_config)])
         return reply_to(message, outcome)
 
     return app
+
+
+@contextmanager
+def _alone(own: Mapping[str, Any]) -> Iterator[None]:
+    """Wait until no other process of a device is at a visit, and keep others out meanwhile.
+
+    A node that was asked again can have two at once. The second one then finds the answer of the first.
+    """
+    with ExitStack() as held:
+        if "state-dir" in own:
+            folder, name = Path(str(own["state-dir"])).expanduser(), own.get("site", own.get("partition-id"))
+            with suppress(OSError):  # what is wrong with the folder is told when the state is written
+                folder.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context((folder / f"site-{name}.lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Deliveries(PolledGrid):
         grid: Flower's; its methods may be called from several threads.
     """
 
+    can_lose = True
     pause = 0.1
 
     def __init__(self, grid: Grid) -> None:

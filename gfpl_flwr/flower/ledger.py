@@ -22,14 +22,14 @@ class Ledger:
     """The books of one visit.
 
     Attributes:
-        sent: message id to the node it went to and its size.
+        sent: message id to the node it went to and its size; a node that was asked again has several.
         answered: ids of the messages whose reply has come, sound or not.
         good: site to its checked reply and the size of that and of the order to it. Of a node that hosts several
             sites each has its own records, its first sound one the reply's framing too, and the order to the node
             is split evenly over its sound ones; so the sizes of sites add up to those of their node's messages.
         failures: (site, or node that never said which it is; one line that says what went wrong).
         notes: (site, one line) of what changed no contribution but should be known: a late reply, a lost model.
-        up: size of everything that came, sound or not.
+        up: size of everything that came meanwhile, sound or not, late or twice.
         seconds: by phase.
     """
 

@@ -1,4 +1,4 @@
-"""Replies to visits that went on without them: looked out for, noted when they come, used in none."""
+"""Replies that come too late or once too often: looked out for, used in no visit."""
 
 import time
 from collections.abc import Set
@@ -7,10 +7,11 @@ from flwr.app import Message
 
 
 class Overdue:
-    """Messages whose replies are still outstanding though their visit is over."""
+    """Messages whose replies are still outstanding though nobody waits for them any more."""
 
     def __init__(self) -> None:
         self._owed: dict[str, tuple[int, int, float]] = {}  # message id to visit, node and when it was given up
+        self._answered: set[tuple[int, int]] = set()  # visits and nodes of which a reply has come
 
     @property
     def message_ids(self) -> Set[str]:
@@ -20,6 +21,11 @@ class Overdue:
     def add(self, message_id: str, *, visit: int, node: int) -> None:
         """Look out for the reply to a message, from now on."""
         self._owed[message_id] = visit, node, time.monotonic()
+
+    def add_answered(self, message_id: str, *, visit: int, node: int) -> None:
+        """The same for a message to a node that has answered another one of the same visit."""
+        self.add(message_id, visit=visit, node=node)
+        self._answered.add((visit, node))
 
     def note(self, message: Message) -> tuple[int, str] | None:
         """Say whose late reply this is; None where it tells nothing new.
@@ -32,6 +38,9 @@ class Overdue:
         del self._owed[answered]
         if message.has_error() and message.metadata.src_node_id != node:
             return None  # Flower's own word: the message has expired, or its node is gone
+        if (visit, node) in self._answered:
+            return None
+        self._answered.add((visit, node))
         what = "an error" if message.has_error() else "a reply"
         return (
             node,

@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 class PolledGrid(Grid):
     """A grid whose ``pull_messages`` returns the replies that are there, and may be called again for the others."""
 
+    can_lose: ClassVar[bool] = False
+    """Whether a message or its reply can be lost on the way."""
     pause: ClassVar[float] = 0.0
     """Seconds between two pulls, of a grid whose pull waits for nothing."""
 

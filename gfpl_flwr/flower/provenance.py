@@ -1,24 +1,48 @@
-"""What a result came from: packages, the sources of this one, and the processor, on which the last digits depend."""
+"""What a result came from: packages, the sources of this one, and the machine, on which the last digits depend."""
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 import gfpl_flwr
 
 PACKAGES = ("torch", "flwr", "numpy")
+NO_PART = (
+    "cli.py", "cli_devices.py", "command_line.py", "watch.py", "data/hub.py", "experiments", "flower/doctor",
+    "flower/inprocess.py", "flower/launch", "report",
+)  # fmt: skip
+"""What the app's bundle leaves out, since no result depends on it, and a server in a deployment lacks."""
 
 
-def provenance() -> dict[str, str]:
-    """Return the versions of Python and of :data:`PACKAGES`, ``sources`` and ``processor``."""
+def provenance(device: str = "cpu") -> dict[str, str]:
+    """Return the versions of Python and of :data:`PACKAGES`, ``sources``, and of the server's machine ``processor``.
+
+    Args:
+        device: that the run's configuration asks for. Where it can be a GPU there is its name too, as ``gpu``.
+    """
     versions = {package: version(package) for package in PACKAGES}
-    its = f"{processor()}, {instructions()}"
-    return {"python": platform.python_version(), **versions, "sources": sources(), "processor": its}
+    found = {"python": platform.python_version(), **versions, "sources": sources()}
+    found["processor"] = f"{processor()}, {instructions()}"
+    if device != "cpu" and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def continued(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return the provenance of a run that was resumed: what changed is told one after the other."""
+    whole = dict(before)
+    for name, its in now.items():
+        told = whole.get(name, "none")
+        whole[name] = told if told.rpartition(", then ")[2] == its else f"{told}, then {its}"
+    return whole
 
 
 def sources(folder: Path | None = None) -> str:
-    """Return twelve digits that change with every change of this package's sources.
+    """Return twelve digits that change with every change of this package's sources that a result can depend on.
 
     Args:
         folder: of the sources; the package's own by default.
@@ -26,7 +50,9 @@ def sources(folder: Path | None = None) -> str:
     folder = folder or Path(gfpl_flwr.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(folder).as_posix()
+        if not any(name == left_out or name.startswith(f"{left_out}/") for left_out in NO_PART):
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 

@@ -14,7 +14,7 @@ from gfpl_flwr import __version__
 from gfpl_flwr.algorithms import defaults, of_its_method
 from gfpl_flwr.config import ConfigError, RunConfig, parse
 from gfpl_flwr.flower.files import DamagedFileError, read_tensors, write_atomically, write_json, write_tensors
-from gfpl_flwr.flower.provenance import provenance
+from gfpl_flwr.flower.provenance import continued, provenance
 
 CONFIG, ROUNDS, SUMMARY = "config.json", "rounds.jsonl", "summary.json"
 
@@ -25,6 +25,7 @@ FREE_KEYS = {
     "data-dir",
     "state-dir",
     "visit-deadline",
+    "ask-again-after",
     "node-deadline",
     "quorum",
     "device",
@@ -75,7 +76,11 @@ class RunFolder:
         """
         path = run_path(config)
         if config.resume:
-            return cls(path, cls.check(config, flat), state_name)
+            key = cls.check(config, flat)
+            facts = json.loads((path / CONFIG).read_text())
+            facts["versions"] = continued(facts["versions"], provenance(config.device))
+            write_json(path / CONFIG, facts)
+            return cls(path, key, state_name)
         cls.check(config, flat)
         started, name = datetime.now(UTC), path.name
         path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ class RunFolder:
             "name": name,
             "key": key,
             "app_version": __version__,
-            "versions": provenance(),
+            "versions": provenance(config.device),
             "engine": engine,
             "command": command,
             "started": started.isoformat(timespec="seconds"),

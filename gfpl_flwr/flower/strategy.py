@@ -14,6 +14,7 @@ from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.attendance import Attendance, QuorumError
+from gfpl_flwr.flower.orders import Orders
 from gfpl_flwr.flower.overdue import Overdue
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.reception import Reception
@@ -202,30 +203,36 @@ class VisitStrategy(Strategy):
 
     def _exchange(self, grid: Grid, messages: list[Message]) -> None:
         """Send the messages of a visit and take replies in as they come, until the last or the deadline."""
-        ledger = self._reception.ledger
-        contents = {id(message.content): message for message in messages}  # most often all carry the same one
-        sizes = {content: size_of(message) for content, message in contents.items()}
-        sent = [(message.metadata.dst_node_id, sizes[id(message.content)]) for message in messages]
-        ledger.sent = dict(zip(grid.push_messages(messages), sent, strict=True))
-        waiting = set(ledger.sent)
-        deadline = time.monotonic() + self.config.visit_deadline
-        while waiting and time.monotonic() < deadline:
-            came = list(grid.pull_messages(waiting | self._overdue.message_ids))
+        reception, ledger, overdue = self._reception, self._reception.ledger, self._overdue
+        visit = reception.visit.index
+        orders = Orders(grid, ledger, again_after=self.config.ask_again_after)
+        orders.send(messages)
+        began = time.monotonic()
+        while orders.open and time.monotonic() - began < self.config.visit_deadline:
+            came = list(grid.pull_messages(orders.open | overdue.message_ids))
             for message in came:
                 answered = message.metadata.reply_to_message_id
-                if answered not in self._overdue.message_ids:
-                    waiting.discard(answered)
-                    self._reception.receive(message)
-                elif late := self._overdue.note(message):
-                    node, note = late
-                    for name in self.attendance.names(node):
-                        ledger.note(name, note)
+                if answered not in overdue.message_ids:
+                    reception.receive(message)
+                    for other in orders.close(answered):
+                        overdue.add_answered(other, visit=visit, node=ledger.sent[other][0])
+                    continue
+                if message.has_content():
+                    ledger.up += size_of(message)
+                if late := overdue.note(message):
+                    self._note(*late)
             if came:
                 self._tell(done=False)
-            if waiting and not came:
+            for node in orders.send_again():
+                self._note(node, f"no reply after {time.monotonic() - began:.0f} s: asked again")
+            if orders.open and not came:
                 time.sleep(0.1)
-        for message_id in waiting:
-            self._overdue.add(message_id, visit=self._reception.visit.index, node=ledger.sent[message_id][0])
+        for message_id in orders.open:
+            overdue.add(message_id, visit=visit, node=ledger.sent[message_id][0])
+
+    def _note(self, node: int, text: str) -> None:
+        for name in self.attendance.names(node):
+            self._reception.ledger.note(name, text)
 
     def _tell(self, *, done: bool) -> None:
         ledger, visit = self._reception.ledger, self._reception.visit.index

@@ -62,7 +62,8 @@ def test_neither_a_killed_superlink_nor_a_killed_server_changes_the_result(
     for site in range(2):
         add_node(deployment, site, digits, sites=2)
     deployment.connected(2)
-    run = deployment.run("mine", GFPL | {"num-sites": 2})
+    # A node that is just receiving an order when the run ends would keep its replies back until it gets another one.
+    run = deployment.run("mine", GFPL | {"num-sites": 2, "ask-again-after": 20})
     # In the middle of visit 2: a node is at work on it when the SuperLink goes.
     wait_for(lambda: visits_done(deployment, "mine") == 1)
     deployment.nodes["node-1"].wait_for_process("flwr-clientapp")

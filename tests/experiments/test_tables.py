@@ -37,8 +37,13 @@ def test_the_table_of_a_sweep_by_hand(two_methods, outcomes):
     assert sheet.columns == ["P", "n = 3", "n = 3, MB"]
     assert [row[0] for row in sheet.rows] == ["1", "5"]
     assert sheet.rows[0][1:] == ["85.00 ± 6.57", "3.00 ± 0.00"]
-    # 30 points between two rounds: a standard deviation of 30 / sqrt(2)
-    assert "moves by 21.21 points" in sheet.notes[1]
+    assert len(sheet.notes) == 1
+
+
+def test_a_sweep_of_one_seed_says_that_nothing_follows_from_it(two_methods, outcomes):
+    part = two_methods.only({"seed": ["1"]}).parts[1]
+    (sheet,) = sheets_of(part, outcomes)
+    assert sheet.notes[1].startswith("Nothing follows from one seed")
 
 
 def test_what_is_missing_is_a_dash_and_a_page_without_outcomes_is_left_out(two_methods, outcomes):

@@ -1,18 +1,20 @@
 """A site as its ClientApp builds it: identity, folders, model, data; and that a restart changes nothing."""
 
 import copy
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 
 from gfpl_flwr.algorithms import ALGORITHMS, parse_run
 from gfpl_flwr.algorithms.base import Algorithm, Reply, Visit
 from gfpl_flwr.data.datasets import ImageDataset
-from gfpl_flwr.flower.client import SITE_FAILED
+from gfpl_flwr.flower.client import SITE_FAILED, build_client_app
 from gfpl_flwr.flower.files import read_tensors
 from gfpl_flwr.flower.inprocess import InProcessGrid
 from gfpl_flwr.flower.site_setup import build_site, initial_model, open_dataset
@@ -275,3 +277,39 @@ def test_a_nodes_own_number_of_partitions_counts_where_the_run_names_none(small)
     assert_same(first_visit("c", 10, {"num-partitions": 40}), tenth)
     fortieth = first_visit("d", 0, {"num-partitions": 40})
     assert tenth.samples == pytest.approx(4 * fortieth.samples, abs=4)
+
+
+# ---- a device that is asked twice at once -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "most"), [({"state-dir": "states"}, 1), ({}, 3)])
+def test_a_device_does_one_visit_of_its_site_at_a_time(monkeypatch, tmp_path, own, most):
+    inside, seen = [], []
+    together = threading.Barrier(3)
+
+    def busy(asks):
+        inside.append(asks)
+        seen.append(len(inside))
+        if most > 1:
+            together.wait(30)
+            seen.append(len(inside))
+            together.wait(30)
+        time.sleep(0.1)
+        inside.remove(asks)
+        return ["done"]
+
+    monkeypatch.setattr("gfpl_flwr.flower.client.answer", busy)
+    monkeypatch.setattr("gfpl_flwr.flower.client.reply_to", lambda message, outcome: message)
+    node = {"partition-id": 0} | {key: str(tmp_path / value) for key, value in own.items()}
+    app, message = build_client_app(), InProcessGrid([node], {}).create_message(RecordDict(), "train", 1, "1")
+
+    def visit():
+        context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
+        app(message, context)
+
+    threads = [threading.Thread(target=visit) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert max(seen) == most

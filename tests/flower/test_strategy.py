@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from gfpl_flwr.config import ConfigError
 from gfpl_flwr.flower.attendance import QuorumError
 from gfpl_flwr.flower.inprocess import InProcessGrid
+from gfpl_flwr.flower.provenance import provenance
 from gfpl_flwr.flower.server import run as serve
 
 
@@ -414,6 +415,7 @@ def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat)
     serve(Faulty(flat, lambda visit, site, reply: reply), flat | {"resume": True}, engine="inprocess")
     resumed = prototypes(flat)
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert json.loads((folder / "config.json").read_text())["versions"] == provenance()
     assert any(not torch.equal(before[name], resumed[name]) for name in before)  # of another shape is not equal
 
     undisturbed = flat | {"name": "undisturbed"}

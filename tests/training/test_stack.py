@@ -132,8 +132,8 @@ def test_on_a_gpu_a_stack_agrees_with_the_processor(site_of, architecture):
             for key, count in enumerate((9, 8, 9))
         ]
         if architecture == "resnet18":
-            # In single precision a card's convolutions use TensorFloat-32, of which BatchNorm over few values makes
-            # differences of a tenth.
+            # In single precision a card's convolutions use TensorFloat-32, with three digits, of which BatchNorm over
+            # few values can make far more.
             sites = [double(site) for site in sites]
         Descent.do(descents(sites, gfpl_loss()))
         trained.append([site.model.cpu() for site in sites])

@@ -1,0 +1,144 @@
+"""An order that is lost, or a reply that is held back, delays a visit and costs no contribution."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from flwr.app import RecordDict
+from safetensors.torch import load_file
+
+from gfpl_flwr.flower.inprocess import InProcessGrid
+from gfpl_flwr.flower.ledger import Ledger
+from gfpl_flwr.flower.orders import Orders
+from gfpl_flwr.flower.server import run as serve
+
+NODE = 2
+"""Its site's messages have trouble."""
+
+
+class Trouble(InProcessGrid):
+    """A grid that can lose messages; ``node`` is the one with the trouble.
+
+    Time, ``now``, passes where there is nothing to do but to wait.
+    """
+
+    can_lose = True
+    now = 0.0
+
+    def __init__(self, flat) -> None:
+        super().__init__([{"partition-id": site} for site in range(int(flat["num-sites"]))], flat)
+        self.node = sorted(self.get_node_ids())[NODE]
+
+    def pull_messages(self, message_ids):
+        came = self.come(message_ids)
+        self.now += 0.0 if came else 100.0
+        return came
+
+    def come(self, message_ids):
+        return list(super().pull_messages(message_ids))
+
+    def is_its(self, message) -> bool:
+        return self.node in (message.metadata.dst_node_id, message.metadata.src_node_id)
+
+
+class Losing(Trouble):
+    """Loses every first order to the node from visit 2 on, as a SuperNode does that is restarted."""
+
+    def __init__(self, flat) -> None:
+        super().__init__(flat)
+        self.seen: set[str] = set()
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        kept = [message for message in messages if not self._lost(message)]
+        ids = iter(super().push_messages(kept))
+        return [next(ids) if message in kept else f"lost {message.metadata.created_at}" for message in messages]
+
+    def _lost(self, message) -> bool:
+        visit = message.metadata.group_id
+        lost = self.is_its(message) and visit != "1" and visit not in self.seen
+        if self.is_its(message):
+            self.seen.add(visit)
+        return lost
+
+
+class Lagging(Trouble):
+    """From visit 2 on the node sends a reply only when it has got another order: Flower 1.41 after a stopped run."""
+
+    def __init__(self, flat) -> None:
+        super().__init__(flat)
+        self.held, self.free = [], []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        if any(map(self.is_its, messages)):
+            self.free += self.held
+            self.held = []
+        return super().push_messages(messages)
+
+    def come(self, message_ids):
+        came = super().come(message_ids)
+        behind = [reply for reply in came if self.is_its(reply) and reply.metadata.group_id != "1"]
+        self.held += behind
+        let_go = [reply for reply in self.free if reply.metadata.reply_to_message_id in set(message_ids)]
+        self.free = [reply for reply in self.free if reply not in let_go]
+        return [reply for reply in came if reply not in behind] + let_go
+
+
+@pytest.mark.parametrize("kind", [Losing, Lagging])
+def test_a_node_that_says_nothing_is_asked_again_and_nothing_is_different(small, federate, monkeypatch, kind):
+    flat = small | {"quorum": 1.0}
+    grid = kind(flat)
+    monkeypatch.setattr("gfpl_flwr.flower.orders.time", SimpleNamespace(monotonic=lambda: grid.now))
+    serve(grid, flat, engine="inprocess")
+    folder = Path(flat["output-dir"]) / flat["name"]
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert all(site["status"] == "ok" for line in lines for site in line["sites"])
+    assert [[entry["site"] for entry in line["notes"]] for line in lines] == [[]] + [[NODE]] * 3
+    assert all(" s: asked again" in entry["note"] for line in lines for entry in line["notes"])
+    other = federate("undisturbed")
+    undisturbed = [json.loads(line) for line in (other / "rounds.jsonl").read_text().splitlines()]
+    # What is sent again is counted as well.
+    assert [line["messages"] for line in lines] == [4, 5, 5, 5]
+    for line, plain in zip(lines[1:], undisturbed[1:], strict=True):
+        assert line["bytes_down"] > plain["bytes_down"]
+        assert line["scalars_down"] == plain["scalars_down"] * 5 // 4
+    ours, theirs = (load_file(path / "prototypes.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_only_a_grid_that_can_lose_messages_is_asked_to_carry_them_again(small):
+    grid = InProcessGrid([{"partition-id": 0}], small)
+    assert list(Orders(grid, Ledger(), again_after=1e-9).send_again()) == []
+
+
+def test_the_time_until_a_node_is_asked_again_doubles(small, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("gfpl_flwr.flower.orders.time", SimpleNamespace(monotonic=lambda: now))
+    grid = Trouble(small)
+    orders = Orders(grid, Ledger(), again_after=10.0)
+    orders.send([grid.create_message(RecordDict(), "train", grid.node, "1")])
+    asked = []
+    while now < 160:
+        now += 1
+        asked += [now] * len(list(orders.send_again()))
+    assert asked == [10, 30, 70, 150]
+    first, *others = orders.open
+    assert list(orders.close(first)) == others
+    assert len(others) == 4
+    assert not orders.open
+
+
+def test_a_node_that_was_unregistered_meanwhile_is_not_waited_for(small):
+    class Refusing(Trouble):
+        def push_messages(self, messages):
+            return ["" if self.is_its(message) else "an id" for message in messages]
+
+    grid, ledger = Refusing(small), Ledger()
+    orders = Orders(grid, ledger, again_after=10.0)
+    orders.send([grid.create_message(RecordDict(), "train", node, "1") for node in (grid.node, 7)])
+    assert list(orders.open) == ["an id"]
+    assert ledger.asked == {7}
