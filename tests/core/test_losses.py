@@ -129,3 +129,9 @@ def test_hybrid_loss_names_bad_arguments(changes, message):
     values = dict(zip(("logits", "directions", "labels", "etf"), batch(), strict=True)) | {"dr_weight": 1.0}
     with pytest.raises(ValueError, match=message):
         hybrid_loss(**(values | changes))
+
+
+def test_hybrid_loss_of_no_row_is_an_error():
+    logits, directions, labels, etf = batch()
+    with pytest.raises(ValueError, match="a batch must have a row at least"):
+        hybrid_loss(logits[:0], directions[:0], labels[:0], etf, dr_weight=1.0)
