@@ -162,6 +162,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_was_computed(small, monkeypatch)
 
     monkeypatch.setattr(Local, "steps", slow_second)
     monkeypatch.setattr(Local, "visits", lambda self, config: [Visit(1, 1, 1), Visit(2, 2, 2)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     done = threading.Event()
 
     def interrupt() -> None:
@@ -169,11 +170,14 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_was_computed(small, monkeypatch)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_in_process(
-            small | {"algorithm": "local", "cohort": 2, "workers": 2},
-            on_progress=lambda progress: done.set() if progress.done else None,
-        )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_in_process(
+                small | {"algorithm": "local", "cohort": 2, "workers": 2},
+                on_progress=lambda progress: done.set() if progress.done else None,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not multiprocessing.active_children()
     folder = Path(small["output-dir"]) / "run"
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
