@@ -224,9 +224,10 @@ def sweep_figure(cells: Cells) -> Figure:
                 ax.set_xlim(-0.5, len(steps) - 0.5)
         for ax in axes[-2:]:
             ax.set_xlabel(cells.part.roles["x"])
-        several = any(cells.interval(own, x=x, lines=line).count > 1 for x in steps for line in lines)
-        spread = "95 % interval over seeds" if several else "one seed"
-        axes[0].set_title(f"Accuracy on own classes, {spread}", loc="left", fontsize=9)
+        counts = {cells.interval(own, x=x, lines=line).count for x in steps for line in lines} - {0}
+        spread = "one seed" if counts == {1} else "bars: 95 % interval over seeds"
+        alone = "; no bar: one seed" if len(counts) > 1 and 1 in counts else ""
+        axes[0].set_title(f"Accuracy on own classes\n{spread}{alone}", loc="left", fontsize=9)
         axes[1].set_title("Data sent, all sites, both ways", loc="left", fontsize=9)
         fig.suptitle(cells.part.title, fontsize=12, fontweight="bold", x=0.01, ha="left")
         return fig
