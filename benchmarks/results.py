@@ -89,7 +89,9 @@ def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
         # Where data and results lay on the machine that measured is no part of the command. One experiment may name an
         # option that another leaves at its default.
         kept = {
-            key: replace(its, command=re.sub(r" --(data|output)-dir \S+", "", its.command), options=wanted[key].options)
+            key: replace(
+                its, command=re.sub(r" --(data|output)-dir \S+", "", its.command), options=wanted[key].options
+            )
             for key, its in kept.items()
             if key in wanted
         }

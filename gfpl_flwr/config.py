@@ -210,7 +210,7 @@ class RunConfig:
     visit_deadline: float = option(3600.0, "Seconds the server waits for the replies to a visit.", above=0)
     ask_again_after: float = option(
         300.0,
-        "Seconds without a reply after which a real node is sent its order again, then after twice as long.",
+        "Seconds without a reply after which a real node is sent its order once more.",
         above=0,
     )
     node_deadline: float = option(60.0, "Seconds the server waits for enough nodes to be connected.", above=0)

@@ -1,11 +1,10 @@
 """The ClientApp: one handler that carries every algorithm's half of a site."""
 
 import copy
-import fcntl
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,10 +54,15 @@ def _alone(own: Mapping[str, Any]) -> Iterator[None]:
     """
     with ExitStack() as held:
         if "state-dir" in own:
-            folder, name = Path(str(own["state-dir"])).expanduser(), own.get("site", own.get("partition-id"))
-            with suppress(OSError):  # what is wrong with the folder is told when the state is written
+            try:
+                import fcntl
+
+                folder, name = Path(str(own["state-dir"])).expanduser(), own.get("site", own.get("partition-id"))
                 folder.mkdir(parents=True, exist_ok=True)
                 fcntl.flock(held.enter_context((folder / f"site-{name}.lock").open("w")), fcntl.LOCK_EX)
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
+                # What is wrong with the folder, the visit tells.
+                logger.warning("no lock in state-dir = %r: %s", own["state-dir"], error)
         yield
 
 

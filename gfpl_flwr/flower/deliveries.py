@@ -91,9 +91,10 @@ class Deliveries(PolledGrid):
         Raises:
             httpx.HTTPError: the server refuses to be asked.
         """
-        wanted = set(message_ids)
-        idle = wanted - self._pulls.keys()
-        done = [self._pulls.pop(message_id) for message_id in wanted - idle if self._pulls[message_id].done()]
+        wanted = dict.fromkeys(message_ids)  # those that are named first are asked for first
+        idle = [message_id for message_id in wanted if message_id not in self._pulls]
+        asked = [message_id for message_id in wanted if message_id in self._pulls]
+        done = [self._pulls.pop(message_id) for message_id in asked if self._pulls[message_id].done()]
         replies = [reply for reply in (pull.result() for pull in done) if reply is not None]
         if idle and time.monotonic() >= self._next:
             self._next = time.monotonic() + len(idle) / PULLS_A_SECOND

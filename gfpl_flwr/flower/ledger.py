@@ -26,7 +26,8 @@ class Ledger:
         answered: ids of the messages whose reply has come, sound or not.
         good: site to its checked reply and the size of that and of the order to it. Of a node that hosts several
             sites each has its own records, its first sound one the reply's framing too, and the order to the node
-            is split evenly over its sound ones; so the sizes of sites add up to those of their node's messages.
+            is split evenly over its sound ones; so the sizes of sites add up to those of their node's messages, but
+            for what was sent or came a second time.
         failures: (site, or node that never said which it is; one line that says what went wrong).
         notes: (site, one line) of what changed no contribution but should be known: a late reply, a lost model.
         up: size of everything that came meanwhile, sound or not, late or twice.

@@ -27,6 +27,10 @@ class Overdue:
         self.add(message_id, visit=visit, node=node)
         self._answered.add((visit, node))
 
+    def repeated(self, visit: int) -> Set[str]:
+        """Return the ids of a visit's messages to nodes that have answered another one of it."""
+        return {name for name, (its, node, _) in self._owed.items() if its == visit and (its, node) in self._answered}
+
     def note(self, message: Message) -> tuple[int, str] | None:
         """Say whose late reply this is; None where it tells nothing new.
 

@@ -34,9 +34,9 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 
 def continued(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     """Return the provenance of a run that was resumed: what changed is told one after the other."""
-    whole = dict(before)
-    for name, its in now.items():
-        told = whole.get(name, "none")
+    whole = {}
+    for name in {**before, **now}:
+        told, its = before.get(name, "none"), now.get(name, "none")
         whole[name] = told if told.rpartition(", then ")[2] == its else f"{told}, then {its}"
     return whole
 

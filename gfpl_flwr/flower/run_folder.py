@@ -57,6 +57,7 @@ class RunFolder:
         self._state = path / f"{state_name}.safetensors"
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._resumed_with: dict[str, str] | None = None  # until a visit of the resumed part is done
 
     @classmethod
     def open(
@@ -76,11 +77,9 @@ class RunFolder:
         """
         path = run_path(config)
         if config.resume:
-            key = cls.check(config, flat)
-            facts = json.loads((path / CONFIG).read_text())
-            facts["versions"] = continued(facts["versions"], provenance(config.device))
-            write_json(path / CONFIG, facts)
-            return cls(path, key, state_name)
+            folder = cls(path, cls.check(config, flat), state_name)
+            folder._resumed_with = provenance(config.device)
+            return folder
         cls.check(config, flat)
         started, name = datetime.now(UTC), path.name
         path.mkdir(parents=True, exist_ok=True)
@@ -176,6 +175,10 @@ class RunFolder:
 
     def record(self, visit: int, line: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """Append a visit to ``rounds.jsonl``, then checkpoint the server's state after it."""
+        if self._resumed_with:
+            facts = json.loads((self.path / CONFIG).read_text())
+            write_json(self.path / CONFIG, facts | {"versions": continued(facts["versions"], self._resumed_with)})
+            self._resumed_with = None
         with (self.path / ROUNDS).open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()

@@ -14,7 +14,8 @@ from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.attendance import Attendance, QuorumError
-from gfpl_flwr.flower.orders import Orders
+from gfpl_flwr.flower.ledger import Ledger
+from gfpl_flwr.flower.orders import Orders, Patience
 from gfpl_flwr.flower.overdue import Overdue
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.reception import Reception
@@ -25,6 +26,8 @@ from gfpl_flwr.models import SplitModel
 from gfpl_flwr.site_names import SiteName
 
 logger = logging.getLogger("flwr.gfpl")
+SETTLE = 60.0
+"""Seconds that a finished run waits for replies that it does not need."""
 
 
 class VisitStrategy(Strategy):
@@ -70,6 +73,7 @@ class VisitStrategy(Strategy):
         self.state: dict[str, Tensor] = algorithm.initial(model)
         self.attendance = Attendance(config)
         self._overdue = Overdue()
+        self._patience = Patience(config.ask_again_after)
         self._reception: Reception  # of the visit under way
 
     def summary(self) -> None:
@@ -196,6 +200,7 @@ class VisitStrategy(Strategy):
             arrays = arrays if new_arrays is None else new_arrays
             if metrics is not None:
                 result.train_metrics_clientapp[index] = metrics
+        self._settle(grid)
         result.arrays = arrays
         return result
 
@@ -205,39 +210,59 @@ class VisitStrategy(Strategy):
         """Send the messages of a visit and take replies in as they come, until the last or the deadline."""
         reception, ledger, overdue = self._reception, self._reception.ledger, self._overdue
         visit = reception.visit.index
-        orders = Orders(grid, ledger, again_after=self.config.ask_again_after)
+        orders = Orders(grid, ledger, self._patience)
         orders.send(messages)
         began = time.monotonic()
         while orders.open and time.monotonic() - began < self.config.visit_deadline:
-            came = list(grid.pull_messages(orders.open | overdue.message_ids))
+            came = list(grid.pull_messages([*orders.open, *overdue.message_ids]))
             for message in came:
                 answered = message.metadata.reply_to_message_id
-                if answered not in overdue.message_ids:
+                if answered in overdue.message_ids:
+                    self._take_late(message)
+                elif not (_is_flowers(message, ledger) and orders.drop(answered)):
                     reception.receive(message)
                     for other in orders.close(answered):
                         overdue.add_answered(other, visit=visit, node=ledger.sent[other][0])
-                    continue
-                if message.has_content():
-                    ledger.up += size_of(message)
-                if late := overdue.note(message):
-                    self._note(*late)
             if came:
                 self._tell(done=False)
             for node in orders.send_again():
-                self._note(node, f"no reply after {time.monotonic() - began:.0f} s: asked again")
+                self._note(node, f"no reply after {orders.waited(node):.0f} s: asked again")
             if orders.open and not came:
                 time.sleep(0.1)
         for message_id in orders.open:
             overdue.add(message_id, visit=visit, node=ledger.sent[message_id][0])
 
+    def _take_late(self, message: Message) -> None:
+        if message.has_content():
+            self._reception.ledger.up += size_of(message)
+        if late := self._overdue.note(message):
+            self._note(*late)
+
+    def _settle(self, grid: Grid) -> None:
+        """Wait a moment for nodes that still have an order which they were sent twice.
+
+        Flower (1.41) would leave a SuperNode that is receiving one when the run ends one message behind.
+        """
+        began = time.monotonic()
+        while (owed := self._overdue.repeated(len(self.visits))) and time.monotonic() - began < SETTLE:
+            for message in grid.pull_messages(owed):
+                self._overdue.note(message)
+            time.sleep(0.1)
+
     def _note(self, node: int, text: str) -> None:
-        for name in self.attendance.names(node):
+        for name in dict.fromkeys(self.attendance.names(node)):
             self._reception.ledger.note(name, text)
 
     def _tell(self, *, done: bool) -> None:
         ledger, visit = self._reception.ledger, self._reception.visit.index
         mean, std = ledger.accuracy(self.config.head)
         self.on_progress(Progress(visit, len(self.visits), ledger.heard, self.attendance.expected, mean, std, done))
+
+
+def _is_flowers(message: Message, ledger: Ledger) -> bool:
+    """Return whether a reply is Flower's own word about an order: that it expired, or its reply cannot be had."""
+    node, _ = ledger.sent.get(message.metadata.reply_to_message_id, (None, None))
+    return message.has_error() and message.metadata.src_node_id != node
 
 
 class GFPLStrategy(VisitStrategy):

@@ -19,7 +19,9 @@ def test_a_run_that_was_resumed_names_what_was_different():
     again = continued(first, {"torch": "1", "sources": "b"})
     assert again == {"torch": "1", "sources": "a, then b"}
     assert continued(again, {"torch": "1", "sources": "b"}) == again
-    assert continued(again, {"torch": "1", "sources": "b", "gpu": "g"})["gpu"] == "none, then g"
+    on_gpu = continued(again, {"torch": "1", "sources": "b", "gpu": "g"})
+    assert on_gpu["gpu"] == "none, then g"
+    assert continued(on_gpu, {"torch": "1", "sources": "b"})["gpu"] == "none, then g, then none"
 
 
 def test_the_sources_are_those_that_a_server_has_too():
