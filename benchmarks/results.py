@@ -86,8 +86,9 @@ def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
             )
         # What is reported stays: who could take the better of two runs would do so sooner or later.
         kept = finished(wanted, place, print) | reported
-        # Where data and results lay on the machine that measured is no part of the command. One experiment may name an
-        # option that another leaves at its default.
+        # Where data and results lay on the machine that measured is no part of the command, and one experiment may
+        # name an option that another leaves at its default.
+        where = re.compile(r" --(data|output)-dir \S+")
         kept = {
             key: replace(
                 its, command=re.sub(r" --(data|output)-dir \S+", "", its.command), options=wanted[key].options
