@@ -88,7 +88,6 @@ def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
         kept = finished(wanted, place, print) | reported
         # Where data and results lay on the machine that measured is no part of the command, and one experiment may
         # name an option that another leaves at its default.
-        where = re.compile(r" --(data|output)-dir \S+")
         kept = {
             key: replace(
                 its, command=re.sub(r" --(data|output)-dir \S+", "", its.command), options=wanted[key].options
