@@ -21,7 +21,8 @@ class Outcome:
     Attributes:
         key: of the run, see :class:`gfpl_flwr.experiments.design.Planned`.
         options: that differ from the defaults.
-        versions: of Python, the packages and this one; digest of its sources, and the processor.
+        versions: of Python, the packages and this one; digest of its sources, processor and GPU;
+            "a, then b" where a run was resumed with another.
         command: that started the run.
         head: that is reported by default.
         accuracy: of every inference head at the end: mean and population standard deviation over sites.

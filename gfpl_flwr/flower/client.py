@@ -50,14 +50,15 @@ def build_client_app() -> ClientApp:
 def _alone(own: Mapping[str, Any]) -> Iterator[None]:
     """Wait until no other process of a device is at a visit, and keep others out meanwhile.
 
-    A node that was asked again can have two at once. The second one then finds the answer of the first.
+    A node that is one message behind can have two at once (record 15). The second then finds the answer of the first.
     """
     with ExitStack() as held:
-        if "state-dir" in own:
+        name = own.get("site", own.get("partition-id"))
+        if "state-dir" in own and name is not None:
             try:
                 import fcntl
 
-                folder, name = Path(str(own["state-dir"])).expanduser(), own.get("site", own.get("partition-id"))
+                folder = Path(str(own["state-dir"])).expanduser()
                 folder.mkdir(parents=True, exist_ok=True)
                 fcntl.flock(held.enter_context((folder / f"site-{name}.lock").open("w")), fcntl.LOCK_EX)
             except (ImportError, OSError, RuntimeError, ValueError) as error:

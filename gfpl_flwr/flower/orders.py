@@ -1,8 +1,7 @@
 """The orders of one visit: sent, and sent once more to a node that says nothing."""
 
-import math
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -10,9 +9,6 @@ from flwr.serverapp import Grid
 from gfpl_flwr.flower.ledger import Ledger
 from gfpl_flwr.flower.polled_grid import PolledGrid
 from gfpl_flwr.flower.tensors import Size, size_of
-
-PROMPT = 15.0
-"""Seconds: a node that answers so soon after it was asked again had an answer, and was not at work."""
 
 
 class Patience:
@@ -27,11 +23,15 @@ class Patience:
         self._longest: dict[int, float] = {}
 
     def of(self, node: int) -> float:
-        """Return the seconds: twice what the node has needed for a visit, but not less than for any other."""
+        """Return the seconds: twice the longest that the node took to answer, and not less than ``least``."""
         return max(self._least, 2 * self._longest.get(node, 0.0))
 
     def learn(self, node: int, seconds: float) -> None:
-        """Take in what a node has needed for a visit."""
+        """Take in how long a node took to answer since it was last asked.
+
+        Since it was asked first would count the waiting itself, and a node whose orders are lost would be waited for
+        twice as long in every visit.
+        """
         self._longest[node] = max(seconds, self._longest.get(node, 0.0))
 
 
@@ -41,8 +41,8 @@ class Orders:
     Flower (1.41) hands a message out once: what a node was receiving when it was restarted, or when its SuperLink
     was, is lost. And a SuperNode that was receiving when its run ended sends each later reply only when it has
     received another message. So a node that says nothing for longer than it should is sent its order once more: one
-    that has done the visit answers from its disk. Its first reply counts, whichever message it answers. A node that
-    is at work gets the second order when it is done with the first, which is why there is no third.
+    that has done the visit answers from its disk. Its first reply counts, whichever message it answers. A sound node
+    that is at work gets the second order when it is done with the first, which is why there is no third.
 
     Args:
         grid: that carries them; only one that can lose a message is asked to carry it again.
@@ -53,9 +53,11 @@ class Orders:
     def __init__(self, grid: Grid, ledger: Ledger, patience: Patience) -> None:
         self._grid, self._ledger, self._patience = grid, ledger, patience
         self._can_lose = isinstance(grid, PolledGrid) and grid.can_lose
-        self._open: dict[str, Message] = {}
-        self._sent: dict[int, float] = {}  # when a node was asked first
-        self._again: dict[int, float] = {}  # and when for the second time
+        self._open: dict[str, int] = {}  # message id to node
+        self._messages: dict[int, Message] = {}  # the order of each node that has not answered
+        self._ids: dict[int, list[str]] = {}  # under which it was sent
+        self._first: dict[int, float] = {}  # when a node was asked first
+        self._last: dict[int, float] = {}  # and last
 
     @property
     def open(self) -> Set[str]:
@@ -74,11 +76,13 @@ class Orders:
                 sizes[id(message.content)] = size_of(message)
         sent = []
         for message_id, message in zip(self._grid.push_messages(messages), messages, strict=True):
+            node = message.metadata.dst_node_id
+            self._last[node] = time.monotonic()
             if message_id:
-                node = message.metadata.dst_node_id
                 self._ledger.sent[message_id] = node, sizes[id(message.content)]
-                self._open[message_id] = message
-                self._sent.setdefault(node, time.monotonic())
+                self._open[message_id], self._messages[node] = node, message
+                self._ids.setdefault(node, []).append(message_id)
+                self._first.setdefault(node, self._last[node])
                 sent.append(node)
         return sent
 
@@ -87,41 +91,36 @@ class Orders:
         if not self._can_lose:
             return []
         now = time.monotonic()
-        silent = {message.metadata.dst_node_id: message for message in self._open.values()}
         late = [
             _copy(message)
-            for node, message in silent.items()
-            if node not in self._again and now - self._sent[node] >= self._patience.of(node)
+            for node, message in self._messages.items()
+            if self._last[node] == self._first[node] and now - self._first[node] >= self._patience.of(node)
         ]
-        nodes = self.send(late) if late else []
-        self._again |= dict.fromkeys((message.metadata.dst_node_id for message in late), time.monotonic())
-        return nodes
+        return self.send(late) if late else []
 
     def waited(self, node: int) -> float:
         """Return the seconds since a node was asked first."""
-        return time.monotonic() - self._sent[node]
+        return time.monotonic() - self._first[node]
 
     def drop(self, message_id: str) -> bool:
         """Wait no more for the reply to a message, if its node has another one to answer; return whether it has."""
-        if message_id not in self._open or not self._others(message_id):
+        node = self._open[message_id]
+        if len(self._ids[node]) == 1:
             return False
+        self._ids[node].remove(message_id)
         del self._open[message_id]
         return True
 
-    def close(self, message_id: str) -> Iterator[str]:
-        """Take down that a message was answered; yield the ids of others to its node, which needs to answer none."""
-        if message_id not in self._open:
-            return
-        others, node = self._others(message_id), self._ledger.sent[message_id][0]
-        if time.monotonic() - self._again.get(node, -math.inf) > PROMPT:
-            self._patience.learn(node, self.waited(node))
-        for name in (message_id, *others):
+    def close(self, message_id: str) -> list[str]:
+        """Wait no more for the node that answered a message; return the ids of its others, now without use."""
+        node = self._open[message_id]
+        self._patience.learn(node, time.monotonic() - self._last[node])
+        del self._messages[node]
+        ids = self._ids.pop(node)
+        for name in ids:
             del self._open[name]
-        yield from others
-
-    def _others(self, message_id: str) -> list[str]:
-        node = self._ledger.sent[message_id][0]
-        return [name for name in self._open if name != message_id and self._ledger.sent[name][0] == node]
+        ids.remove(message_id)
+        return ids
 
 
 def _copy(message: Message) -> Message:

@@ -40,8 +40,8 @@ class Overdue:
         answered = message.metadata.reply_to_message_id
         visit, node, given_up = self._owed[answered]
         del self._owed[answered]
-        if message.has_error() and message.metadata.src_node_id != node:
-            return None  # Flower's own word: the message has expired, or its node is gone
+        if is_flowers_word(message, node):
+            return None
         if (visit, node) in self._answered:
             return None
         self._answered.add((visit, node))
@@ -50,3 +50,13 @@ class Overdue:
             node,
             f"{what} to visit {visit} came {time.monotonic() - given_up:.0f} s after it was given up; not used",
         )
+
+
+def is_flowers_word(message: Message, node: int) -> bool:
+    """Return whether a reply is Flower's own: the message has expired, its node is gone, or its reply cannot be had.
+
+    Args:
+        message: that came.
+        node: to which the message went that it answers.
+    """
+    return message.has_error() and message.metadata.src_node_id != node

@@ -33,9 +33,12 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 
 
 def continued(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Return the provenance of a run that was resumed: what changed is told one after the other."""
-    whole = {}
-    for name in {**before, **now}:
+    """Return the provenance of a run that was resumed: what changed is told one after the other.
+
+    A run from before something was recorded goes on without it: nobody knows what its first part had.
+    """
+    whole = dict(before)
+    for name in {*before, "gpu"} & {*before, *now}:
         told, its = before.get(name, "none"), now.get(name, "none")
         whole[name] = told if told.rpartition(", then ")[2] == its else f"{told}, then {its}"
     return whole

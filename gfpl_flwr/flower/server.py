@@ -94,6 +94,7 @@ def run(
         folder.finish("failed", f"{type(error).__name__}: {error}", sites=strategy.attendance.expected)
         raise
     folder.finish("completed", sites=strategy.attendance.expected)
+    strategy.settle(grid)
     return folder
 
 

@@ -14,9 +14,8 @@ from gfpl_flwr.algorithms.base import Algorithm, Visit
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.config import RunConfig
 from gfpl_flwr.flower.attendance import Attendance, QuorumError
-from gfpl_flwr.flower.ledger import Ledger
 from gfpl_flwr.flower.orders import Orders, Patience
-from gfpl_flwr.flower.overdue import Overdue
+from gfpl_flwr.flower.overdue import Overdue, is_flowers_word
 from gfpl_flwr.flower.progress import Progress
 from gfpl_flwr.flower.reception import Reception
 from gfpl_flwr.flower.run_folder import RunFolder
@@ -200,9 +199,22 @@ class VisitStrategy(Strategy):
             arrays = arrays if new_arrays is None else new_arrays
             if metrics is not None:
                 result.train_metrics_clientapp[index] = metrics
-        self._settle(grid)
         result.arrays = arrays
         return result
+
+    def settle(self, grid: Grid) -> None:
+        """Wait a moment for nodes that still have an order which they were sent twice; for a run that is completed.
+
+        Flower (1.41) would leave a SuperNode that is receiving one when the run ends one message behind.
+        """
+        began = time.monotonic()
+        try:
+            while (owed := self._overdue.repeated(len(self.visits))) and time.monotonic() - began < SETTLE:
+                for message in grid.pull_messages(owed):
+                    self._overdue.note(message)
+                time.sleep(0.1)
+        except Exception as error:
+            logger.warning("replies that nobody needs are not waited for: %s", error)
 
     # ---- one visit ------------------------------------------------------------------------------------------
 
@@ -219,7 +231,9 @@ class VisitStrategy(Strategy):
                 answered = message.metadata.reply_to_message_id
                 if answered in overdue.message_ids:
                     self._take_late(message)
-                elif not (_is_flowers(message, ledger) and orders.drop(answered)):
+                elif answered not in orders.open:
+                    reception.receive(message)  # which says that it is nobody's
+                elif not (is_flowers_word(message, ledger.sent[answered][0]) and orders.drop(answered)):
                     reception.receive(message)
                     for other in orders.close(answered):
                         overdue.add_answered(other, visit=visit, node=ledger.sent[other][0])
@@ -238,17 +252,6 @@ class VisitStrategy(Strategy):
         if late := self._overdue.note(message):
             self._note(*late)
 
-    def _settle(self, grid: Grid) -> None:
-        """Wait a moment for nodes that still have an order which they were sent twice.
-
-        Flower (1.41) would leave a SuperNode that is receiving one when the run ends one message behind.
-        """
-        began = time.monotonic()
-        while (owed := self._overdue.repeated(len(self.visits))) and time.monotonic() - began < SETTLE:
-            for message in grid.pull_messages(owed):
-                self._overdue.note(message)
-            time.sleep(0.1)
-
     def _note(self, node: int, text: str) -> None:
         for name in dict.fromkeys(self.attendance.names(node)):
             self._reception.ledger.note(name, text)
@@ -257,12 +260,6 @@ class VisitStrategy(Strategy):
         ledger, visit = self._reception.ledger, self._reception.visit.index
         mean, std = ledger.accuracy(self.config.head)
         self.on_progress(Progress(visit, len(self.visits), ledger.heard, self.attendance.expected, mean, std, done))
-
-
-def _is_flowers(message: Message, ledger: Ledger) -> bool:
-    """Return whether a reply is Flower's own word about an order: that it expired, or its reply cannot be had."""
-    node, _ = ledger.sent.get(message.metadata.reply_to_message_id, (None, None))
-    return message.has_error() and message.metadata.src_node_id != node
 
 
 class GFPLStrategy(VisitStrategy):

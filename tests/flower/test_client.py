@@ -313,3 +313,15 @@ def test_a_device_does_one_visit_of_its_site_at_a_time(monkeypatch, tmp_path, ow
     for thread in threads:
         thread.join(60)
     assert max(seen) == most
+
+
+def test_a_state_dir_that_cannot_be_locked_is_left_to_the_visit_to_tell(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("gfpl_flwr.flower.client.answer", lambda asks: ["the visit's own words"])
+    monkeypatch.setattr("gfpl_flwr.flower.client.reply_to", lambda message, outcome: outcome)
+    for folder in (tmp_path / "file", "~nobody-here/states"):
+        node = {"partition-id": 0, "state-dir": str(folder)}
+        message = InProcessGrid([node], {}).create_message(RecordDict(), "train", 1, "1")
+        context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
+        assert build_client_app()(message, context) == "the visit's own words"
+        assert f"no lock in state-dir = {str(folder)!r}" in caplog.text

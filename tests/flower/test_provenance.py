@@ -21,6 +21,7 @@ def test_a_run_that_was_resumed_names_what_was_different():
     assert continued(again, {"torch": "1", "sources": "b"}) == again
     on_gpu = continued(again, {"torch": "1", "sources": "b", "gpu": "g"})
     assert on_gpu["gpu"] == "none, then g"
+    assert continued({"torch": "1"}, {"torch": "1", "sources": "b"}) == {"torch": "1"}  # unknown, and so it stays
     assert continued(on_gpu, {"torch": "1", "sources": "b"})["gpu"] == "none, then g, then none"
 
 

@@ -399,7 +399,7 @@ def test_where_nobody_says_how_many_sites_there_are_all_take_part(flat):
     assert [line["messages"] for line in lines(flat)] == [4] * 4
 
 
-def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat):
+def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat, monkeypatch):
     def blackout(visit, site, reply):
         return error_reply(reply) if visit == 3 else reply
 
@@ -412,10 +412,18 @@ def test_below_the_quorum_the_run_stops_with_the_reason_and_can_be_resumed(flat)
     assert len(lines(flat)) == 2
     before = prototypes(flat)
 
+    facts = (folder / "config.json").read_text()
+    first = json.loads(facts)["versions"]
+    assert first == provenance()
+    monkeypatch.setattr("gfpl_flwr.flower.run_folder.provenance", lambda device: provenance() | {"sources": "other"})
+    with pytest.raises(QuorumError):
+        serve(Faulty(flat, blackout), flat | {"resume": True}, engine="inprocess")
+    assert (folder / "config.json").read_text() == facts  # nothing in the run is of the other sources
     serve(Faulty(flat, lambda visit, site, reply: reply), flat | {"resume": True}, engine="inprocess")
     resumed = prototypes(flat)
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
-    assert json.loads((folder / "config.json").read_text())["versions"] == provenance()
+    told = json.loads((folder / "config.json").read_text())["versions"]
+    assert told == first | {"sources": f"{first['sources']}, then other"}
     assert any(not torch.equal(before[name], resumed[name]) for name in before)  # of another shape is not equal
 
     undisturbed = flat | {"name": "undisturbed"}
