@@ -259,7 +259,8 @@ def test_a_completed_run_waits_for_the_reply_to_an_order_that_was_sent_twice(sma
 def test_replies_that_nobody_needs_cannot_fail_a_completed_run(small, monkeypatch, caplog):
     grid = Slow(small, httpx.ConnectError("the SuperLink restarts"))
     monkeypatch.setattr("gfpl_flwr.flower.orders.time", SimpleNamespace(monotonic=lambda: grid.now))
-    serve(grid, small, engine="inprocess")
+    with caplog.at_level("WARNING", logger="flwr.gfpl"):
+        serve(grid, small, engine="inprocess")
     summary = json.loads((Path(small["output-dir"]) / small["name"] / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert "not waited for: the SuperLink restarts" in caplog.text
