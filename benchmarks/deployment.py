@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -188,6 +188,7 @@ class Deployment:
         *,
         prefix: list[str] | None = None,
         with_app: bool = True,
+        supernode: Sequence[str] = ("flower-supernode",),
     ) -> Service:
         """Register a node's key and start its SuperNode and the SuperExec of its ClientApp.
 
@@ -196,6 +197,7 @@ class Deployment:
             config: its ``--node-config``.
             prefix: of its commands.
             with_app: without a SuperExec it takes orders and never answers.
+            supernode: the first words of its SuperNode's command.
         """
         self._make_keys(name)
         with self._control() as control:
@@ -206,7 +208,7 @@ class Deployment:
         key = self.folder / "tls/private" / name
         commands = {
             "supernode": [
-                *("flower-supernode", "--superlink", self.address, "--root-certificates", str(self.ca)),
+                *(*supernode, "--superlink", self.address, "--root-certificates", str(self.ca)),
                 *("--auth-supernode-private-key", str(key), "--isolation", "process"),
                 *("--host", "127.0.0.1", "--port", str(port), "--node-config", words),
             ]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -87,4 +88,27 @@ def test_neither_a_killed_superlink_nor_a_killed_server_changes_the_result(
     assert [line["visit"] for line in lines] == [1, 2, 3, 4, 5]
     assert not any(failures(line) for line in lines)
     other = undisturbed("inprocess", tmp_path / "undisturbed", digits, **{"num-sites": 2})
+    assert_equal_to_the_bit(deployment.runs / "mine", other)
+
+
+def test_nodes_that_were_receiving_an_order_when_their_run_was_stopped_go_on_with_it(
+    deployment: Deployment, digits: Path, tmp_path: Path
+):
+    options = {"num-sites": 2, "rounds": 3}
+    slow = [sys.executable, str(Path(__file__).with_name("slow_supernode.py")), "5"]
+    nodes = [add_node(deployment, site, digits, sites=2, supernode=slow) for site in range(2)]
+    deployment.connected(2)
+    run = deployment.run("mine", GFPL | options | {"ask-again-after": 20})
+    wait_for(lambda: all("ROUND 2]" in node.log() for node in nodes))
+    # Each is receiving the order of visit 2. From now on Flower's node keeps each reply back until it gets another.
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert visits_done(deployment, "mine") == 1
+    ended(deployment.gfpl("run", NAME, "--resume", "mine", "--output-dir", str(deployment.runs)))
+    lines = record(deployment, "mine")
+    assert [line["visit"] for line in lines] == [1, 2, 3]
+    assert not any(failures(line) for line in lines)
+    assert any("asked again" in its["note"] for line in lines[1:] for its in line["notes"])
+    other = undisturbed("inprocess", tmp_path / "undisturbed", digits, **options)
     assert_equal_to_the_bit(deployment.runs / "mine", other)
