@@ -90,6 +90,7 @@ class Part:
         more_seeds: further seeds of the cells that have some values: pairs of values by axis, and seeds.
         only_seeds: which of a cell's seeds are wanted; None for all.
         num_seeds: how many of these, from the first; None for all.
+        exceptions: options of the cells that have some values: pairs of values by axis, and options.
         left_out: cells that there are none of, by their values of some axes.
         paper: what the paper says of a cell, by the part's own names.
         rounds: local rounds of every run instead of its own, with T0 in proportion.
@@ -106,6 +107,7 @@ class Part:
     more_seeds: Sequence[tuple[Mapping[str, str], Sequence[int]]] = ()
     only_seeds: Sequence[str] | None = None
     num_seeds: int | None = None
+    exceptions: Sequence[tuple[Mapping[str, str], Options]] = ()
     left_out: Sequence[Mapping[str, str]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
@@ -131,6 +133,8 @@ class Part:
             options = dict(self.options)
             for axis, value in cell.items():
                 options |= self.axes[axis][value]
+            for where, its in self.exceptions:
+                options |= its if _has(cell, where) else {}
             options = (options if self.rounds is None else _moved(options, self.rounds)) | dict(self.changes)
             for seed in self._seeds_of(cell):
                 yield Planned(cell, seed, of_its_method(options | {"seed": seed}), scene=self.show == "features")

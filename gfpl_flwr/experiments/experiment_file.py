@@ -18,6 +18,11 @@ MNIST = { dataset = "mnist", rounds = 80 }
 
 [parts.axes.method]
 Local = { algorithm = "local" }
+FedRep = { algorithm = "fedrep" }
+
+[[parts.exceptions]]           # options of some cells alone
+where = { dataset = "MNIST", method = "FedRep" }
+options = { learning-rate = 0.003 }
 """
 
 import tomllib
@@ -28,6 +33,8 @@ from typing import Any
 from gfpl_flwr.algorithms import parse_run
 from gfpl_flwr.dataset_settings import num_classes_of
 from gfpl_flwr.experiments.design import OPTIONS, SHOWS, Experiment, ExperimentError, Part, check_keys
+
+_OF_A_PART = {"name", "title", "show", "axes", "options", "seeds", "more-seeds", "exceptions", "left-out", "paper"}
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -67,17 +74,19 @@ def _part(entry: Mapping[str, Any], document: Mapping[str, Any]) -> Part:
     show = entry.get("show")
     if show not in SHOWS:
         raise ExperimentError(f"show = {show!r}: must be one of {', '.join(SHOWS)}")
-    allowed = {"name", "title", "show", "axes", "options", "seeds", "more-seeds", "left-out", "paper", *SHOWS[show]}
-    check_keys(entry, allowed, f"part {entry.get('name')}")
+    check_keys(entry, {*_OF_A_PART, *SHOWS[show]}, f"part {entry.get('name')}")
     axes = entry["axes"]
     roles = {role: entry[role] for role in SHOWS[show]}
     if missing := [axis for axis in roles.values() if axis not in axes]:
         raise ExperimentError(f"part {entry['name']}: there is no axis {missing[0]!r}")
     options = document.get("options", {}) | entry.get("options", {})
-    for given in [options, *(its for values in axes.values() for its in values.values())]:
+    exceptions = [(one["where"], one["options"]) for one in entry.get("exceptions", ())]
+    every = [options, *(its for values in axes.values() for its in values.values()), *(its for _, its in exceptions)]
+    for given in every:
         check_keys(given, OPTIONS, "options")
     shared, own = document.get("more-seeds", ()), entry.get("more-seeds", ())
-    for where in [one["where"] for one in own] + list(entry.get("left-out", ())):
+    of_some = [one["where"] for one in own] + [where for where, _ in exceptions]
+    for where in of_some + list(entry.get("left-out", ())):
         _check_where(where, axes, f"part {entry['name']}")
     more = [(one["where"], one["seeds"]) for one in (*shared, *own)]
     return Part(
@@ -89,6 +98,7 @@ def _part(entry: Mapping[str, Any], document: Mapping[str, Any]) -> Part:
         options=options,
         seeds=entry.get("seeds", document.get("seeds", (1,))),
         more_seeds=[(where, seeds) for where, seeds in more if set(where) <= set(axes)],
+        exceptions=exceptions,
         left_out=entry.get("left-out", ()),
         paper=entry.get("paper", {}),
     )

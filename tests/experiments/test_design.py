@@ -189,6 +189,21 @@ def test_an_unknown_value_lists_the_known_ones(two_methods, chosen, words):
             'columns = "ways"\nleft-out = [{ method = "local" }]',
             "part methods: unknown method 'local', known are GFPL, Local",
         ),
+        (
+            'columns = "ways"',
+            'columns = "ways"\nexceptions = [{ where = { ways = "n = 4" }, options = {} }]',
+            "part methods: unknown ways 'n = 4', known are n = 2, n = 3",
+        ),
+        (
+            'columns = "ways"',
+            'columns = "ways"\nexceptions = [{ where = { ways = "n = 3" }, options = { rate = 0.1 } }]',
+            "options: unknown key 'rate'",
+        ),
+        (
+            'columns = "ways"',
+            'columns = "ways"\nexceptions = [{ where = { ways = "n = 3" }, options = { learning-rate = -1.0 } }]',
+            "learning-rate = -1.0: must be",
+        ),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(write, old, new, words):
@@ -204,6 +219,17 @@ def test_cells_can_be_left_out(write):
     path = write(('columns = "ways"', 'columns = "ways"\nleft-out = [{ method = "Local", ways = "n = 2" }]'))
     cells = {(its.cell["method"], its.cell["ways"]) for its in read_experiment(path).parts[0].planned}
     assert cells == {("Local", "n = 3"), ("GFPL", "n = 2"), ("GFPL", "n = 3")}
+
+
+def test_some_cells_can_have_options_of_their_own(write):
+    exception = '{ where = { method = "Local", ways = "n = 2" }, options = { learning-rate = 0.5 } }'
+    changed = write(('columns = "ways"', f'columns = "ways"\nexceptions = [{exception}]'), name="changed")
+    plain, other = ({its.key: its for its in read_experiment(path).parts[0].planned} for path in (write(), changed))
+    own = [other[key] for key in other.keys() - plain.keys()]
+    assert [(its.cell["method"], its.cell["ways"], its.options["learning-rate"]) for its in own] == [
+        ("Local", "n = 2", 0.5)
+    ] * 2
+    assert len(plain.keys() & other.keys()) == len(plain) - 2
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
