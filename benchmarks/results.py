@@ -41,13 +41,13 @@ REMARKS = {
     ),
     "table1-cnn": (
         "FedRep has learning rate 0.003 here as well: with 0.01 the run on CIFAR10 with n = 3 fell from 62.1 % in its "
-        "second round to 49.0 %. A run of FedPA (CIFAR100, n = 4) ended in its second round, when a site's loss was no number any more: FedPA "
-        "weighs generated features 25-fold in its first rounds, its authors with batches of 32."
+        "second round to 49.0 %. A run of FedPA (CIFAR100, n = 4) ended in its second round, when a site's loss was no "
+        "number any more: FedPA weighs generated features 25-fold in its first rounds, its authors with batches of 32."
     ),
     "defaults": (
         "On seeds of their own, one choice at a time beside what was then the default; the row GFPL is that, with "
         "the classifier on features. One choice could be told from it, the classifier on the projection, and became "
-        "the default: see [record 13](adr/0013-defaults-of-gfpl.md)."
+        "the default: see [record 13](adr/0013-defaults-of-gfpl.md). FedRep's rate stands beside them."
     ),
 }
 """What a reader should know of an experiment beside its outcomes, such as runs that failed."""
@@ -162,8 +162,8 @@ is the unweighted mean over sites, of the classifier of the model that a site wo
 that the server handed down last, where a method hands down models. Intervals are Student's, 95 %, over seeds; a seed
 determines data, sites, initial model and every other random number, so methods are compared seed by seed. Only
 GFPL's options were searched for, at the end of this page; the other methods have those of their papers, but for two
-rates: that of FedFA's calibration, which their own made diverge, and FedRep's, 0.003 on FEMNIST
-and with the small network on CIFAR.
+rates: that of FedFA's calibration, which their own made diverge, and FedRep's, 0.003 on FEMNIST and with the small
+network on CIFAR.
 
 **The paper's numbers** stand beside ours where they could be checked. Its Table 1 repeats FedProto's table for the
 older methods (on CIFAR-10 less exactly 12.00), and FedProto's published deviations come of a counter that was never
