@@ -34,14 +34,14 @@ IMAGES = ROOT / "docs" / "images" / "results"
 REMARKS = {
     "table1": (
         "FedRep has learning rate 0.003 on FEMNIST, chosen after a run of a reported seed: with 0.01, the rate of "
-        "all others, n = 4 and seed 1 fell from 93.6 % in its second round to 56.7 %. The biases of its first "
+        "all others, n = 4 and seed 1 fell from 93.6 % after its second round to 56.7 %. The biases of its first "
         "convolution had sunk from -0.04 on average after the first round to -0.75 after the sixteenth and -1.7 at "
         "the end, and hardly a channel was active any more. With seed 101 they sank to -0.8 and the accuracy did "
         "not suffer, see the end of this page."
     ),
     "table1-cnn": (
-        "FedRep has learning rate 0.003 here as well: with 0.01 the run on CIFAR10 with n = 3 fell from 62.1 % in "
-        "its second round to 49.0 %. A run of FedPA (CIFAR100, n = 4) ended in its second round, when a site's loss "
+        "FedRep has learning rate 0.003 here as well: with 0.01 the run on CIFAR10 with n = 3 fell from 62.1 % after "
+        "its first round to 49.0 %. A run of FedPA (CIFAR100, n = 4) ended in its second round, when a site's loss "
         "was no number any more: FedPA weighs generated features 25-fold in its first rounds, its authors with "
         "batches of 32."
     ),
