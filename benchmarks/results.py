@@ -164,7 +164,8 @@ that the server handed down last, where a method hands down models. Intervals ar
 determines data, sites, initial model and every other random number, so methods are compared seed by seed. Only
 GFPL's options were searched for, at the end of this page; the other methods have those of their papers, but for two
 rates: that of FedFA's calibration, which their own made diverge, and FedRep's, 0.003 on FEMNIST and with the small
-network on CIFAR.
+network on CIFAR. FedRep trains its heads ten epochs a round besides, as its paper does; and whether the smaller rate
+would do the others good was not tried.
 
 **The paper's numbers** stand beside ours where they could be checked. Its Table 1 repeats FedProto's table for the
 older methods (on CIFAR-10 less exactly 12.00), and FedProto's published deviations come of a counter that was never
