@@ -33,7 +33,7 @@ class Outcome:
         rounds_to_99: first round whose mean is at least 99 % of the last; None without any.
         messages: to sites, each of them answered.
         up, down: bytes of messages, bytes of their tensors, and numbers in these, of all sites over the whole run.
-        exchanges: round and numbers sent up and down, of each visit that sent any.
+        exchanges: visits in which sites sent tensors.
         merges: round, components in and components out of each fusion.
         failures: contributions that are missing.
         seconds: of wall time.
@@ -54,7 +54,7 @@ class Outcome:
     messages: int
     up: tuple[int, int, int]
     down: tuple[int, int, int]
-    exchanges: list[tuple[int, int, int]]
+    exchanges: int
     merges: list[tuple[int, int, int]]
     failures: int
     seconds: float
@@ -96,11 +96,7 @@ def outcome_of(run: Run, *, key: str, options: Mapping[str, Any]) -> Outcome:
         messages=totals.messages,
         up=(totals.bytes_up, totals.array_bytes_up, totals.scalars_up),
         down=(totals.bytes_down, totals.array_bytes_down, totals.scalars_down),
-        exchanges=[
-            (visit.last_round, visit.traffic["scalars_up"], visit.traffic["scalars_down"])
-            for visit in run.visits
-            if visit.traffic["scalars_up"] or visit.traffic["scalars_down"]
-        ],
+        exchanges=sum(bool(visit.traffic["scalars_up"]) for visit in run.visits),
         merges=[(merge.round, merge.components_in, merge.components_out) for merge in run.merges],
         failures=len(run.failures),
         seconds=round(totals.seconds, 1),

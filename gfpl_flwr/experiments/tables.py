@@ -200,12 +200,11 @@ def _cost(cells: Cells) -> Sheet:
             rows.append([row, *[NOTHING] * 7])
             continue
         sites = len(outcomes[0].by_site) or 1
-        exchanges = sum(1 for _, up, _ in outcomes[0].exchanges if up)
         rows.append(
             [
                 row,
                 f"{fmean(its.messages for its in outcomes) / sites:.0f}",
-                str(exchanges),
+                str(outcomes[0].exchanges),
                 human_bytes(fmean(its.up[0] for its in outcomes) / sites),
                 human_bytes(fmean(its.down[0] for its in outcomes) / sites),
                 human_bytes(fmean(map(sent, outcomes))),

@@ -105,7 +105,7 @@ def outcome(planned: Planned, mean: float, **changes: Any) -> Outcome:
         "messages": 6,
         "up": (2_000_000, 1_900_000, 8000),
         "down": (1_000_000, 900_000, 4000),
-        "exchanges": [(1, 4000, 0), (2, 4000, 4000)],
+        "exchanges": 2,
         "merges": [(2, 30, 10)],
         "failures": 0,
         "seconds": 1.5,
