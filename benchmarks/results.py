@@ -71,49 +71,61 @@ def collect(tables: Path, names: Sequence[str], *, drop: bool) -> None:
     Args:
         tables: its ``--output-dir``. A run counts for every experiment that has it.
         names: of the experiments.
-        drop: leave out committed outcomes of runs that an experiment no longer has.
+        drop: leave out committed outcomes of runs that no experiment has any more.
 
     Raises:
         SystemExit: there are some, and they are not to be left out.
     """
     place = Place(tables / "runs", Path("data"))
-    reported = {key: its for name in reversed(ORDER) for key, its in committed(name).items()}
+    wanted = {name: read_experiment(EXPERIMENTS / f"{name}.toml").runs() for name in ORDER}
+    planned = {key: its for name in reversed(ORDER) for key, its in wanted[name].items()}
+    kept = stored()
+    if (gone := len(kept.keys() - planned.keys())) and not drop:
+        raise SystemExit(
+            f"{gone} of {len(kept)} committed outcomes are of no run that an experiment still has, since it or an "
+            "option's default changed: --drop leaves them out"
+        )
     for name in names:
-        wanted = read_experiment(EXPERIMENTS / f"{name}.toml").runs()
-        before = committed(name)
-        if (gone := len(before.keys() - wanted.keys())) and not drop:
-            raise SystemExit(
-                f"{name}: {gone} of {len(before)} committed outcomes are of no run that it still has, since the "
-                "experiment or an option's default changed: --drop leaves them out"
-            )
         # What is reported stays: who could take the better of two runs would do so sooner or later.
-        kept = finished(wanted, place, print) | reported
-        # Where data and results lay on the machine that measured is no part of the command, and one experiment may
-        # name an option that another leaves at its default.
-        kept = {
-            key: replace(
-                its, command=re.sub(r" --(data|output)-dir \S+", "", its.command), options=wanted[key].options
-            )
-            for key, its in kept.items()
-            if key in wanted
-        }
-        reported |= kept
-        if kept or before:
-            write_outcomes(RESULTS / f"{name}.jsonl", kept.values())
-        print(f"{name}: {len(kept)} of {len(wanted)} runs")
+        kept = finished(wanted[name], place, print) | kept
+        print(f"{name}: {len(wanted[name].keys() & kept.keys())} of {len(wanted[name])} runs")
+    files: dict[str, list[Outcome]] = {}
+    for key, its in kept.items():
+        if key in planned:
+            # Where data and results lay on the machine that measured is no part of the command, and one experiment
+            # may name an option that another leaves at its default.
+            command = re.sub(r" --(data|output)-dir \S+", "", its.command)
+            method_and_data = key.rpartition("-")[0]
+            files.setdefault(method_and_data, []).append(replace(its, command=command, options=planned[key].options))
+    for stem, outcomes in files.items():
+        write_outcomes(RESULTS / f"{stem}.jsonl", outcomes)
+    for path in RESULTS.glob("*.jsonl"):
+        if path.stem not in files:
+            path.unlink()
+
+
+def stored() -> dict[str, Outcome]:
+    """Return all committed outcomes, by key; each stands once, in the file of its method and data set."""
+    return {key: its for path in sorted(RESULTS.glob("*.jsonl")) for key, its in read_outcomes(path).items()}
 
 
 def committed(name: str) -> dict[str, Outcome]:
     """Return the committed outcomes of an experiment, by key."""
-    path = RESULTS / f"{name}.jsonl"
-    return read_outcomes(path) if path.exists() else {}
+    return _its(read_experiment(EXPERIMENTS / f"{name}.toml"), stored())
 
 
 def experiments() -> Iterator[tuple[Experiment, dict[str, Outcome]]]:
     """Yield the experiments that have a committed outcome, in the order of the document."""
+    every = stored()
     for name in ORDER:
-        if found := committed(name):
-            yield read_experiment(EXPERIMENTS / f"{name}.toml"), found
+        experiment = read_experiment(EXPERIMENTS / f"{name}.toml")
+        if found := _its(experiment, every):
+            yield experiment, found
+
+
+def _its(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    wanted = experiment.runs()
+    return {key: its for key, its in outcomes.items() if key in wanted}
 
 
 def document() -> str:
@@ -138,7 +150,7 @@ def draw(folder: Path) -> list[Path]:
 
 
 def _head() -> str:
-    every = list({its.key: its for _, outcomes in experiments() for its in outcomes.values()}.values())
+    every = list(stored().values())
     versions = every[0].versions
     hours = sum(its.seconds for its in every) / 3600
     packages = ("torch", "flwr", "python")

@@ -20,6 +20,7 @@ from benchmarks.speed_training import Plain, sites_of
 from gfpl_flwr.algorithms.gfpl import GFPL
 from gfpl_flwr.experiments.cells import own
 from gfpl_flwr.experiments.experiment_file import read_experiment
+from gfpl_flwr.experiments.outcomes import read_outcomes, write_outcomes
 from gfpl_flwr.experiments.spread import Interval
 from gfpl_flwr.models import build_extractor
 
@@ -63,54 +64,48 @@ def test_of_fewer_than_three_seeds_nothing_is_said_of_who_is_ahead(monkeypatch):
 
 
 def test_outcomes_that_belong_to_no_run_are_not_dropped_unasked(monkeypatch, tmp_path):
-    (tmp_path / "fig2.jsonl").write_text((results.RESULTS / "table1.jsonl").read_text())
+    ((key, outcome),) = results.committed("fig2").items()
+    write_outcomes(tmp_path / "gfpl-mnist.jsonl", [outcome])
+    write_outcomes(tmp_path / "gfpl-none.jsonl", [replace(outcome, key="gfpl-none-0")])
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    with pytest.raises(SystemExit, match=r"fig2: .* committed outcomes are of no run .*: --drop"):
+    with pytest.raises(SystemExit, match=r"1 of 2 committed outcomes are of no run .*: --drop"):
         results.collect(tmp_path, ["fig2"], drop=False)
+    assert results.stored().keys() == {key, "gfpl-none-0"}
     results.collect(tmp_path, ["fig2"], drop=True)
-    assert results.committed("fig2") == {}
+    assert results.stored() == {key: outcome}
+    assert [path.name for path in tmp_path.iterdir()] == ["gfpl-mnist.jsonl"]
 
 
 def test_what_was_reported_is_not_replaced_by_another_run(monkeypatch, tmp_path):
-    committed = results.committed("fig2")
-    ((key, outcome),) = committed.items()
+    ((key, outcome),) = results.committed("fig2").items()
     again = replace(outcome, seconds=outcome.seconds + 1)
-    (tmp_path / "fig2.jsonl").write_bytes((results.RESULTS / "fig2.jsonl").read_bytes())
+    write_outcomes(tmp_path / "gfpl-mnist.jsonl", [outcome])
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(results, "finished", lambda *_: {key: again})
     results.collect(tmp_path, ["fig2"], drop=False)
-    assert results.committed("fig2") == committed
-    (tmp_path / "fig2.jsonl").unlink()
+    assert results.committed("fig2") == {key: outcome}
+    (tmp_path / "gfpl-mnist.jsonl").unlink()
     results.collect(tmp_path, ["fig2"], drop=False)
     assert results.committed("fig2")[key].seconds == again.seconds
 
 
-def test_a_run_has_one_outcome_in_all_experiments():
-    found = {}
-    for _, outcomes in results.experiments():
-        for key, its in outcomes.items():
-            alike = replace(its, options={})  # an experiment may name what is the default
-            assert found.setdefault(key, alike) == alike
+def test_every_run_has_one_outcome_in_the_file_of_its_method_and_data():
+    keys = [key for path in results.RESULTS.glob("*.jsonl") for key in read_outcomes(path)]
+    assert len(keys) == len(set(keys)) > 300
+    for path in results.RESULTS.glob("*.jsonl"):
+        assert {key.rpartition("-")[0] for key in read_outcomes(path)} == {path.stem}
 
 
-def test_the_outcome_of_another_experiment_is_taken_over_before_that_of_a_run_done_again(monkeypatch, tmp_path):
-    (tmp_path / "table1.jsonl").write_bytes((results.RESULTS / "table1.jsonl").read_bytes())
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    reported = results.committed("table1")
-    wanted = read_experiment(results.EXPERIMENTS / "fig3.toml").runs()
-    (key, *_) = [key for key in wanted if key in reported]
-    again = replace(reported[key], seconds=reported[key].seconds + 1)
-    monkeypatch.setattr(results, "finished", lambda *_: {key: again})
-    results.collect(tmp_path, ["fig3"], drop=False)
-    assert results.committed("fig3")[key] == replace(reported[key], options=wanted[key].options)
-
-
-def test_committed_outcomes_are_those_of_runs_of_their_experiment():
-    for experiment, outcomes in results.experiments():
-        wanted = experiment.runs()
-        assert outcomes.keys() <= wanted.keys()
-        assert not any("-dir" in its.command for its in outcomes.values())  # of the machine that measured
-        assert all(dict(its.options) == dict(wanted[key].options) for key, its in outcomes.items())
+def test_committed_outcomes_are_those_of_runs_of_an_experiment():
+    wanted = {
+        key: its
+        for name in reversed(results.ORDER)
+        for key, its in read_experiment(results.EXPERIMENTS / f"{name}.toml").runs().items()
+    }
+    outcomes = results.stored()
+    assert outcomes.keys() <= wanted.keys()
+    assert not any("-dir" in its.command for its in outcomes.values())  # of the machine that measured
+    assert all(dict(its.options) == dict(wanted[key].options) for key, its in outcomes.items())
 
 
 def test_the_page_on_precision_is_generated_from_the_committed_measurements():
