@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from gfpl_flwr.flower.launch.nodes import connected, register_keys
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+SUPERNODE = (sys.executable, str(ROOT / "devices" / "supernode.py"))
+"""First words of the command of a device's SuperNode."""
 NAME = "here"
 """Of the federation in the app's copy of pyproject-federation.toml."""
 START_SECONDS = 120.0
@@ -188,7 +191,7 @@ class Deployment:
         *,
         prefix: list[str] | None = None,
         with_app: bool = True,
-        supernode: Sequence[str] = ("flower-supernode",),
+        supernode: Sequence[str] = SUPERNODE,
     ) -> Service:
         """Register a node's key and start its SuperNode and the SuperExec of its ClientApp.
 

@@ -29,7 +29,7 @@ GFPL_SITE=$site
 GFPL_DATA_DIR=/var/lib/gfpl/data
 GFPL_STATE_DIR=/var/lib/gfpl/state
 END
-sed "s|@GFPL@|$here|" "$here/devices/gfpl-node.service" >/etc/systemd/system/gfpl-node.service
+sed "s|@GFPL@|$here|g" "$here/devices/gfpl-node.service" >/etc/systemd/system/gfpl-node.service
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
 echo "node $site is ready; its public key, to be registered on the server:"

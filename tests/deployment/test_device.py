@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.deployment import ROOT, SCRIPTS, Deployment, Service
+from benchmarks.deployment import ROOT, SCRIPTS, SUPERNODE, Deployment, Service
 
 from .conftest import ended, record
 
@@ -36,8 +36,8 @@ def command_of(unit: Path, settings: dict[str, str]) -> list[str]:
     text = unit.read_text().replace("\\\n", " ")
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     words = [re.sub(r"\$\{(\w+)\}", lambda name: settings[name[1]], word) for word in shlex.split(line)]
-    assert words[0] == "@GFPL@/.venv/bin/flower-supernode"
-    return ["flower-supernode", *words[1:]]
+    assert words[:2] == ["@GFPL@/.venv/bin/python", "@GFPL@/devices/supernode.py"]
+    return [*SUPERNODE, *words[2:]]
 
 
 def doctor(deployment: Deployment, settings: dict[str, str], images: Path) -> dict[str, dict[str, object]]:
@@ -93,7 +93,7 @@ def test_a_device_joins_with_its_own_images_as_its_guide_says(deployment: Deploy
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_the_service_is_one_that_systemd_understands(tmp_path: Path):
-    program = tmp_path / ".venv" / "bin" / "flower-supernode"
+    program = tmp_path / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

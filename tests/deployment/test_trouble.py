@@ -55,7 +55,7 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     # The SuperLink takes a killed node for alive for a minute, and its key for in use: each start fails until then.
     joined = killed.log().count("SuperNode ID")
     while run.poll() is None and killed.log().count("SuperNode ID") == joined:
-        if not killed.processes("flower-supernode"):
+        if not killed.processes("supernode.py"):
             time.sleep(5)  # as a device's service waits after every failure
             killed.kill()
             killed.start()
