@@ -1,7 +1,7 @@
 """A node whose line to the server has broken for good ends, and so can be started again."""
 
 import os
-import subprocess
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2
 
-from benchmarks.deployment import SUPERNODE, free_port
+from benchmarks.deployment import SUPERNODE, Service, free_port
+
+from .conftest import wait_for
 
 pytestmark = pytest.mark.deployment
 ANSWERS = {
@@ -66,16 +68,42 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
         server.shutdown()
 
 
+def node(fleet: Fleet, home: Path, isolation: str) -> Service:
+    """Start a SuperNode of this server."""
+    command = [*SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{fleet.server_port}"]
+    command += ["--isolation", isolation, "--host", "127.0.0.1", "--port", str(free_port())]
+    return Service(home, {"supernode": command}).start()
+
+
+def has_ended(node: Service) -> bool:
+    """Return whether nothing of it lives any more."""
+    return node.children[0].poll() is not None and not node.processes()
+
+
 @pytest.mark.parametrize("fleet", ["pull-messages", "send-node-heartbeat"], indirect=True)
 def test_a_node_ends_when_its_line_has_broken_for_good(fleet: Fleet, tmp_path: Path):
-    command = [*SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{fleet.server_port}", "--isolation", "process"]
-    command += ["--host", "127.0.0.1", "--port", str(free_port())]
-    quiet = {"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, timeout=120, check=False)
-    said = done.stdout + done.stderr
-    (broken,) = fleet.broken
-    assert broken in fleet.asked
-    assert "500" in said
-    # The server is told, so that the node's next start is not refused because its key is in use.
-    assert fleet.asked[-2:] == ["deactivate-node", "unregister-node"]
-    assert done.returncode == (1 if broken == "pull-messages" else 0), said
+    broken = node(fleet, tmp_path, "process")
+    try:
+        wait_for(lambda: has_ended(broken))
+        assert "500" in broken.log()
+        assert "deactivate-node" in fleet.asked  # so that its next start is not refused because its key is in use
+    finally:
+        broken.kill()
+
+
+@pytest.mark.parametrize("fleet", [""], indirect=True)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_node_ends_with_its_superexec_and_signs_off(fleet: Fleet, tmp_path: Path, together: bool):
+    device = node(fleet, tmp_path, "subprocess")
+    try:
+        ends = [device.wait_for_process("flower-superexec")]
+        wait_for(lambda: "pull-messages" in fleet.asked)
+        # Who stops a service has systemd tell all of its processes at once.
+        ends += [device.children[0].pid] if together else []
+        for pid in ends:
+            os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: has_ended(device))
+        assert "SuperNode terminated gracefully" in device.log()
+        assert "deactivate-node" in fleet.asked
+    finally:
+        device.kill()
