@@ -30,7 +30,8 @@ GFPL_DATA_DIR=/var/lib/gfpl/data
 GFPL_STATE_DIR=/var/lib/gfpl/state
 END
 sed "s|@GFPL@|$here|g" "$here/devices/gfpl-node.service" >/etc/systemd/system/gfpl-node.service
-[ ! -d /run/systemd/system ] || systemctl daemon-reload
+# A node that runs already has the old server and command.
+[ ! -d /run/systemd/system ] || { systemctl daemon-reload; systemctl try-restart gfpl-node; }
 
 echo "node $site is ready; its public key, to be registered on the server:"
 cat "/etc/gfpl/$site.pub"

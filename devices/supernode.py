@@ -1,9 +1,13 @@
 """``flower-supernode``, with the same arguments, that ends when it can do nothing more.
 
-In Flower 1.41 an error that is not tried again, such as an expired certificate of the server or an answer 500, ends
-a SuperNode's main loop, or its heartbeats alone, after which the server takes the node for absent; and a SuperExec
-that it has started for its ClientApps may end. The process lives on, since its Runtime API has a thread of its own,
-and what would start it again sees nothing wrong.
+A SuperNode of Flower 1.41 has a Runtime API with a thread of its own, with which the process lives on, and what would
+start it again sees nothing wrong, when
+
+- its main loop has ended, by an error that is not tried again when it asks for messages, such as an expired
+  certificate of the server or an answer 500, or before it began;
+- its heartbeats have, by such an answer: the server takes the node for absent;
+- it waits for the reply of a ClientApp that has ended without one, for instance when somebody stopped it;
+- the SuperExec that it has started for its ClientApps has ended.
 """
 
 import os
@@ -11,10 +15,26 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from types import SimpleNamespace
+from typing import Any
 
+from flwr.common.constant import Status
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+get_messages = InMemoryNodeState.get_messages_legacy
+
+
+def get_messages_of_somebody(state: InMemoryNodeState, *, is_reply: bool | None = None, **named: Any) -> Any:
+    """Get messages; an error, which ends the main loop, where replies are waited for and nobody is at work on one."""
+    # Asked first: a ClientApp sends its reply before it says that it is done.
+    working = state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING])
+    messages = get_messages(state, is_reply=is_reply, **named)
+    if is_reply and not messages and not working:
+        raise ChildProcessError("the ClientApp has ended without a reply")
+    return messages
 
 
 def watched(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -30,14 +50,18 @@ def watched(command: list[str]) -> "subprocess.Popen[bytes]":
 
 def end_with_its_thread(ended: threading.ExceptHookArgs) -> None:
     """End the process like somebody who stops it, so that the server knows and lets the node in again at once."""
-    threading.__excepthook__(ended)
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # or it is about to end, and signs off
+        threading.__excepthook__(ended)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-threading.excepthook = end_with_its_thread
+InMemoryNodeState.get_messages_legacy = get_messages_of_somebody  # type: ignore[assignment,method-assign]
 start_client_internal.subprocess = SimpleNamespace(Popen=watched)  # type: ignore[assignment,attr-defined]
-flower_supernode()
-# Flower has said why, has signed the node off where the server could be reached, and would now wait for ever.
+threading.excepthook = end_with_its_thread
+try:
+    flower_supernode()
+except Exception:
+    traceback.print_exc()
+# Flower has signed the node off where the server could be reached, and would now wait for its Runtime API for ever.
 sys.stderr.flush()
 os._exit(1)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2
 
-from benchmarks.deployment import SUPERNODE, Service, free_port
+from benchmarks.deployment import SUPERNODE, Deployment, Service, free_port
 
-from .conftest import wait_for
+from .conftest import GFPL, add_node, wait_for
 
 pytestmark = pytest.mark.deployment
 ANSWERS = {
@@ -68,9 +68,9 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
         server.shutdown()
 
 
-def node(fleet: Fleet, home: Path, isolation: str) -> Service:
+def node(fleet: Fleet, home: Path, isolation: str, *words: str) -> Service:
     """Start a SuperNode of this server."""
-    command = [*SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{fleet.server_port}"]
+    command = [*SUPERNODE, *(words or ["--insecure"]), "--superlink", f"127.0.0.1:{fleet.server_port}"]
     command += ["--isolation", isolation, "--host", "127.0.0.1", "--port", str(free_port())]
     return Service(home, {"supernode": command}).start()
 
@@ -107,3 +107,33 @@ def test_a_node_ends_with_its_superexec_and_signs_off(fleet: Fleet, tmp_path: Pa
         assert "deactivate-node" in fleet.asked
     finally:
         device.kill()
+
+
+@pytest.mark.parametrize("fleet", [""], indirect=True)
+def test_a_node_with_a_damaged_certificate_of_the_authority_says_so_and_ends(fleet: Fleet, tmp_path: Path):
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nMIIB")
+    wrong = node(fleet, tmp_path / "node", "subprocess", "--root-certificates", str(tmp_path / "ca.crt"))
+    try:
+        wait_for(lambda: has_ended(wrong))
+        assert wrong.children[0].returncode == 1
+        assert "SSLError" in wrong.log()
+    finally:
+        wrong.kill()
+
+
+def test_a_node_whose_clientapp_was_stopped_ends_and_joins_again_at_once(deployment: Deployment, digits: Path):
+    stopped = add_node(deployment, 0, digits, sites=1)
+    deployment.connected(1)
+    run = deployment.run("stopped", GFPL | {"num-sites": 1, "local-epochs": 40})
+    app = stopped.wait_for_process("flwr-clientapp")
+    # Before that it would not yet take the signal as one to stop, and be started again.
+    wait_for(lambda: "Successfully installed gfpl-flwr" in stopped.log())
+    os.kill(app, signal.SIGTERM)
+    wait_for(lambda: stopped.children[0].poll() is not None)
+    assert stopped.children[0].returncode == 1
+    assert "the ClientApp has ended without a reply" in stopped.log()
+    stopped.kill()
+    stopped.start()
+    wait_for(lambda: stopped.log().count("SuperNode ID") == 2, timeout=45)
+    run.kill()
+    run.communicate()

@@ -1,12 +1,16 @@
 """The project's own make targets, on a copy of it, with a Docker engine that is there."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +105,20 @@ def running(stack: Stack) -> Iterator[Stack]:
     finally:
         stack.make("down", check=False)
         assert stack.left() == {kind: [] for kind in KINDS}
+
+
+def inspected(container: str) -> dict[str, Any]:
+    (facts,) = json.loads(docker("inspect", container))
+    return facts
+
+
+def node_ids(container: str, since: str) -> list[str]:
+    """Return the ids under which a node has joined since a moment, from its log."""
+    return re.findall(r"SuperNode ID: (\d+)", docker("logs", "--since", since, container, check=False))
+
+
+def wait_for(condition: Callable[[], object], seconds: float, container: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, docker("logs", container, check=False)
+        time.sleep(0.5)

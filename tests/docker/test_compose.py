@@ -2,18 +2,15 @@
 
 import json
 import os
-import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import PROJECT, ROOT, Stack, docker
+from .conftest import PROJECT, ROOT, Stack, docker, inspected, node_ids, wait_for
 
 pytestmark = pytest.mark.docker
 RUN = "-c rounds=5 -c gfpl.first-exchange=2 -c gfpl.exchange-every=1 -c gfpl.pseudo-per-class=20 --name trial"
@@ -101,23 +98,6 @@ def test_a_node_that_is_killed_is_started_again_and_comes_back(stack: Stack):
     assert (node_ids(container, again) == [node]) is stack.tls
     if stack.tls:
         assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
-
-
-def inspected(container: str) -> dict[str, Any]:
-    (facts,) = json.loads(docker("inspect", container))
-    return facts
-
-
-def node_ids(container: str, since: str) -> list[str]:
-    """Return the ids under which a node has joined since a moment, from its log."""
-    return re.findall(r"SuperNode ID: (\d+)", docker("logs", "--since", since, container, check=False))
-
-
-def wait_for(condition: Callable[[], object], seconds: float, container: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, docker("logs", container, check=False)
-        time.sleep(0.5)
 
 
 def test_a_nodes_runtime_api_is_there_for_its_own_app_alone(stack: Stack):

@@ -4,7 +4,7 @@ import datetime
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
-from .conftest import PROJECT, Stack, docker, running
+from .conftest import PROJECT, Stack, docker, inspected, node_ids, running, wait_for
 
 pytestmark = pytest.mark.docker
 
@@ -177,28 +177,20 @@ def expire(stack: Stack) -> bytes:
 
 def test_nodes_refuse_a_certificate_that_has_expired_and_come_back_when_it_is_renewed(stack: Stack, tmp_path: Path):
     nodes = [stack.container(f"node-{number}") for number in range(3)]
+    started = {node: inspected(node)["State"]["StartedAt"] for node in nodes}
     good = expire(stack)
     try:
         docker("exec", stack.container("gateway"), "nginx", "-s", "reload")
         assert "certificate has expired" in supernode(stack, stranger(stack, tmp_path))
-        wait_for(lambda: all(said(node, "certificate has expired") for node in nodes))
+        for node in nodes:
+            wait_for(lambda node=node: inspected(node)["State"]["StartedAt"] != started[node], 60, node)
     finally:
         (stack.folder / "docker/certificates/server.pem").write_bytes(good)
         docker("exec", stack.container("gateway"), "nginx", "-s", "reload")
     # They could not sign off, so the server takes their keys for in use for a minute; each failed start waits longer.
-    wait_for(lambda: all(said(node, "SuperNode ID") > 1 for node in nodes))
-
-
-def said(container: str, words: str) -> int:
-    """Return how often a container has said some words."""
-    return docker("logs", container, check=False).count(words)
-
-
-def wait_for(true: Callable[[], bool], timeout: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, f"not in {timeout:.0f} s"
-        time.sleep(1)
+    for node in nodes:
+        assert "certificate has expired" in docker("logs", node, check=False)
+        wait_for(lambda node=node: node_ids(node, inspected(node)["State"]["StartedAt"]), 240, node)
 
 
 PRESENTED = """
@@ -218,13 +210,38 @@ def test_a_renewed_certificate_is_in_use_at_once(stack: Stack):
     assert issued.serial_number != before.serial_number
     names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "renewed.example.org" in names.get_values_for_type(x509.DNSName)
-    # The nodes come back by themselves, so the SuperLink is up by then.
-    assert "3 of 3 nodes are connected" in stack.make("control", "ARGS=nodes compose-tls --wait 3")
+    # The nodes come back by themselves; the SuperLink would call them connected for a minute without that.
+    gateway, restarted = stack.container("gateway"), inspected(stack.container("superlink"))["State"]["StartedAt"]
+    wait_for(lambda: len(pulling(gateway, restarted)) == 3, 180, gateway)
     outside = from_devices(stack, PRESENTED, "/tls/ca.crt", "gateway", "8443")
     words = ("python", "-c", PRESENTED, "/app/certificates/ca.crt", "localhost", "8000")
     inside = docker("exec", stack.container("superlink"), *words)
     for presented in (outside, inside):
         assert x509.load_pem_x509_certificate(presented.encode()).serial_number == issued.serial_number
+
+
+def test_a_superlink_that_has_another_address_when_it_is_started_again_is_found(stack: Stack):
+    superlink, gateway = stack.container("superlink"), stack.container("gateway")
+
+    def address() -> str:
+        return str(inspected(superlink)["NetworkSettings"]["Networks"][f"{PROJECT}_control"]["IPAddress"])
+
+    before = address()
+    docker("stop", superlink)
+    words = ["--network", f"{PROJECT}_control", "--entrypoint", "sleep", f"{PROJECT}/node", "600"]
+    other = docker("run", "--detach", "--rm", *words).strip()
+    try:
+        docker("start", superlink)
+        assert address() != before
+        wait_for(lambda: len(pulling(gateway, inspected(superlink)["State"]["StartedAt"])) == 3, 180, gateway)
+    finally:
+        docker("rm", "--force", other)
+
+
+def pulling(gateway: str, since: str) -> set[str]:
+    """Return the addresses of nodes that the SuperLink has answered since a moment, from the gateway's log."""
+    lines = docker("logs", "--since", since, gateway, check=False).splitlines()
+    return {line.split()[0] for line in lines if "POST /v1/fleet/pull-messages" in line and '" 200 ' in line}
 
 
 SEND = """

@@ -33,7 +33,7 @@ def follow(
     on_log: Callable[[str], None],
     on_poll: Callable[[], None],
 ) -> "tuple[RunState, str]":
-    """Watch a run until it is finished. If anything is raised meanwhile, the run is stopped.
+    """Watch a run until it is finished. If anything but the loss of its SuperLink is raised meanwhile, it is stopped.
 
     Args:
         control: of its SuperLink.
@@ -64,6 +64,8 @@ def follow(
             state = _wait(control, run_id, reader, drain, check_alive, on_poll)
             reader.ended.wait(ASK_SECONDS)
             drain()
+        except LaunchError:  # a SuperLink that is back just now has a run that goes on
+            raise
         except BaseException:
             with deaf_to_interrupts(), contextlib.suppress(LaunchError):
                 control.stop(run_id)
