@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.deployment import Deployment, Service
+from benchmarks.deployment import ROOT, Deployment, Service
 from gfpl_flwr.data.datasets import load
 from gfpl_flwr.flower.launch.local_superlink import marked_processes
 
@@ -58,6 +59,14 @@ def four(deployment: Deployment, digits: Path) -> Deployment:
     return deployment
 
 
+@pytest.fixture(scope="session")
+def slowness() -> float:
+    """How many times longer than the 2.5 s for which deadlines were chosen the imports of a site take here."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import client_app, torch"], cwd=ROOT, check=True)
+    return max(1.0, (time.monotonic() - began) / 2.5)
+
+
 def add_node(deployment: Deployment, site: int, data_dir: Path, *, sites: int = 4, **more: Any) -> Service:
     """Add the node of a site whose share of the data is its number's."""
     state = str(deployment.folder / f"state-{site}")
@@ -65,7 +74,7 @@ def add_node(deployment: Deployment, site: int, data_dir: Path, *, sites: int = 
     return deployment.node(f"node-{site}", config, **more)
 
 
-def ended(run: Any, timeout: float = 420) -> str:
+def ended(run: Any, timeout: float = 1200) -> str:
     """Wait for the end of ``gfpl run`` and return what it printed; the run must have been completed."""
     try:
         printed, _ = run.communicate(timeout=timeout)
@@ -86,7 +95,7 @@ def failures(line: dict[str, Any]) -> dict[Any, str]:
     return {site["site"]: site["reason"] for site in line["sites"] if site["status"] != "ok"}
 
 
-def wait_for(what: Callable[[], Any], timeout: float = 240) -> Any:
+def wait_for(what: Callable[[], Any], timeout: float = 600) -> Any:
     deadline = time.monotonic() + timeout
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
