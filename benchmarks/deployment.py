@@ -25,7 +25,7 @@ from gfpl_flwr.flower.launch.nodes import connected, register_keys
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-SUPERNODE = (sys.executable, str(ROOT / "devices" / "supernode.py"))
+SUPERNODE = (sys.executable, "-m", "gfpl_flwr.flower.supernode")
 """First words of the command of a device's SuperNode."""
 NAME = "here"
 """Of the federation in the app's copy of pyproject-federation.toml."""

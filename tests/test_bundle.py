@@ -21,7 +21,7 @@ def test_the_bundle_holds_what_server_and_sites_import_and_stays_small():
     assert {"pyproject.toml", "client_app.py", "server_app.py"} == {name for name in names if "/" not in name}
     modules = {name for name in names if "/" in name}
     assert all(re.fullmatch(r"gfpl_flwr/.*\.py", name) for name in modules)
-    elsewhere = r"report|launch|doctor|inprocess|/cli(_devices)?\.py|/command_line|/watch\.py"
+    elsewhere = r"report|launch|doctor|inprocess|supernode|/cli(_devices)?\.py|/command_line|/watch\.py"
     assert not any(re.search(elsewhere, name) for name in modules)
     # whatever a bundled module imports from the package is in the bundle
     imported = {

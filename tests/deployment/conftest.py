@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def four(deployment: Deployment, digits: Path) -> Deployment:
     return deployment
 
 
-@pytest.fixture(scope="session")
+@cache
 def slowness() -> float:
     """How many times longer than the 2.5 s for which deadlines were chosen the imports of a site take here."""
     began = time.monotonic()
@@ -74,14 +75,14 @@ def add_node(deployment: Deployment, site: int, data_dir: Path, *, sites: int = 
     return deployment.node(f"node-{site}", config, **more)
 
 
-def ended(run: Any, timeout: float = 1200) -> str:
+def ended(run: Any, timeout: float = 420) -> str:
     """Wait for the end of ``gfpl run`` and return what it printed; the run must have been completed."""
     try:
-        printed, _ = run.communicate(timeout=timeout)
+        printed, _ = run.communicate(timeout=timeout * slowness())
     except subprocess.TimeoutExpired:
         run.kill()
         printed, _ = run.communicate()
-        pytest.fail(f"not ended after {timeout:.0f} s; it printed\n{printed}")
+        pytest.fail(f"not ended after {timeout * slowness():.0f} s; it printed\n{printed}")
     assert run.returncode == 0, printed
     return printed
 
@@ -95,8 +96,8 @@ def failures(line: dict[str, Any]) -> dict[Any, str]:
     return {site["site"]: site["reason"] for site in line["sites"] if site["status"] != "ok"}
 
 
-def wait_for(what: Callable[[], Any], timeout: float = 600) -> Any:
-    deadline = time.monotonic() + timeout
+def wait_for(what: Callable[[], Any], timeout: float = 240) -> Any:
+    deadline = time.monotonic() + timeout * slowness()
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)

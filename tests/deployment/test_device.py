@@ -36,8 +36,8 @@ def command_of(unit: Path, settings: dict[str, str]) -> list[str]:
     text = unit.read_text().replace("\\\n", " ")
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     words = [re.sub(r"\$\{(\w+)\}", lambda name: settings[name[1]], word) for word in shlex.split(line)]
-    assert words[:2] == ["@GFPL@/.venv/bin/python", "@GFPL@/devices/supernode.py"]
-    return [*SUPERNODE, *words[2:]]
+    assert ["@GFPL@/.venv/bin/python", *SUPERNODE[1:]] == words[:3]
+    return [*SUPERNODE, *words[3:]]
 
 
 def doctor(deployment: Deployment, settings: dict[str, str], images: Path) -> dict[str, dict[str, object]]:

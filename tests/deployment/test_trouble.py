@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.deployment import Deployment, Service
 
-from .conftest import GFPL, add_node, ended, failures, record, visits_done, wait_for
+from .conftest import GFPL, add_node, ended, failures, record, slowness, visits_done, wait_for
 
 pytestmark = pytest.mark.deployment
 ROOT_NEEDED = pytest.mark.skipif(
@@ -31,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def kept_running(node: Service) -> Service:
     """Start a node again that has ended, after some seconds, as a device's service does."""
-    if not node.processes("supernode.py"):
+    if not node.processes("flower.supernode"):
         time.sleep(5)
         node.kill()
         node.start()
@@ -39,11 +39,9 @@ def kept_running(node: Service) -> Service:
 
 
 @ROOT_NEEDED
-def test_every_trouble_of_a_site_is_its_own_and_is_told(
-    deployment: Deployment, digits: Path, small_disk: Path, slowness: float
-):
+def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, digits: Path, small_disk: Path):
     """Site 1 is killed and comes back, 2 joins late, 3 never answers, 4's disk is full, 5 has no data; 0 is well."""
-    deadlines = {"visit-deadline": round(35 * slowness), "node-deadline": round(20 * slowness)}
+    deadlines = {"visit-deadline": round(35 * slowness()), "node-deadline": round(20 * slowness())}
     options = GFPL | {"num-sites": 6, "quorum": 0.1, "local-epochs": 12} | deadlines
     nothing = deployment.folder / "nothing"
     (nothing / "train").mkdir(parents=True)

@@ -8,6 +8,8 @@ start it again sees nothing wrong, when
 - its heartbeats have, by such an answer: the server takes the node for absent;
 - it waits for the reply of a ClientApp that has ended without one, for instance when somebody stopped it;
 - the SuperExec that it has started for its ClientApps has ended.
+
+It runs where the rest of the package is not, such as in the container of a SuperNode, and imports none of it.
 """
 
 import os
@@ -55,13 +57,19 @@ def end_with_its_thread(ended: threading.ExceptHookArgs) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-InMemoryNodeState.get_messages_legacy = get_messages_of_somebody  # type: ignore[assignment,method-assign]
-start_client_internal.subprocess = SimpleNamespace(Popen=watched)  # type: ignore[assignment,attr-defined]
-threading.excepthook = end_with_its_thread
-try:
-    flower_supernode()
-except Exception:
-    traceback.print_exc()
-# Flower has signed the node off where the server could be reached, and would now wait for its Runtime API for ever.
-sys.stderr.flush()
-os._exit(1)
+def main() -> None:
+    """Run a SuperNode until it ends; this does not return."""
+    InMemoryNodeState.get_messages_legacy = get_messages_of_somebody  # type: ignore[assignment,method-assign]
+    start_client_internal.subprocess = SimpleNamespace(Popen=watched)  # type: ignore[assignment,attr-defined]
+    threading.excepthook = end_with_its_thread
+    try:
+        flower_supernode()
+    except Exception:
+        traceback.print_exc()
+    # Flower has signed the node off where it could reach the server, and would now wait for its Runtime API for ever.
+    sys.stderr.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
