@@ -9,6 +9,8 @@ start it again sees nothing wrong, when
 - it waits for the reply of a ClientApp that has ended without one, for instance when somebody stopped it;
 - the SuperExec that it has started for its ClientApps has ended.
 
+And where Flower gives up when a TLS handshake takes too long, as on a poor line, it tries again.
+
 It runs where the rest of the package is not, such as in the container of a SuperNode, and imports none of it.
 """
 
@@ -18,18 +20,21 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import httpx
 from flwr.common.constant import Status
-from flwr.supernode import start_client_internal
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 get_messages = InMemoryNodeState.get_messages_legacy
 
 
-def get_messages_of_somebody(state: InMemoryNodeState, *, is_reply: bool | None = None, **named: Any) -> Any:
+def get_messages_while_somebody_works(state: InMemoryNodeState, *, is_reply: bool | None = None, **named: Any) -> Any:
     """Get messages; an error, which ends the main loop, where replies are waited for and nobody is at work on one."""
     # Asked first: a ClientApp sends its reply before it says that it is done.
     working = state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING])
@@ -37,6 +42,14 @@ def get_messages_of_somebody(state: InMemoryNodeState, *, is_reply: bool | None 
     if is_reply and not messages and not working:
         raise ChildProcessError("the ClientApp has ended without a reply")
     return messages
+
+
+def patient_invoker() -> RetryInvoker:
+    """Flower's rules for what is tried again; it finds the word "ssl" in a handshake that takes too long as well."""
+    invoker = make_simple_http_retry_invoker()
+    gives_up = cast(Callable[[Exception], bool], invoker.should_giveup)
+    invoker.should_giveup = lambda error: not isinstance(error, httpx.TimeoutException) and gives_up(error)
+    return invoker
 
 
 def watched(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -59,8 +72,9 @@ def end_with_its_thread(ended: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Run a SuperNode until it ends; this does not return."""
-    InMemoryNodeState.get_messages_legacy = get_messages_of_somebody  # type: ignore[assignment,method-assign]
+    InMemoryNodeState.get_messages_legacy = get_messages_while_somebody_works  # type: ignore[assignment,method-assign]
     start_client_internal.subprocess = SimpleNamespace(Popen=watched)  # type: ignore[assignment,attr-defined]
+    fleet_http_connection.make_simple_http_retry_invoker = patient_invoker  # type: ignore[attr-defined]
     threading.excepthook = end_with_its_thread
     try:
         flower_supernode()

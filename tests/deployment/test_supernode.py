@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import certifi
 import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2
 
@@ -68,9 +70,9 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
         server.shutdown()
 
 
-def node(fleet: Fleet, home: Path, isolation: str, *words: str) -> Service:
-    """Start a SuperNode of this server."""
-    command = [*SUPERNODE, *(words or ["--insecure"]), "--superlink", f"127.0.0.1:{fleet.server_port}"]
+def node(port: int, home: Path, isolation: str, *words: str) -> Service:
+    """Start a SuperNode of the server at this port."""
+    command = [*SUPERNODE, *(words or ["--insecure"]), "--superlink", f"127.0.0.1:{port}"]
     command += ["--isolation", isolation, "--host", "127.0.0.1", "--port", str(free_port())]
     return Service(home, {"supernode": command}).start()
 
@@ -82,7 +84,7 @@ def has_ended(node: Service) -> bool:
 
 @pytest.mark.parametrize("fleet", ["pull-messages", "send-node-heartbeat"], indirect=True)
 def test_a_node_ends_when_its_line_has_broken_for_good(fleet: Fleet, tmp_path: Path):
-    broken = node(fleet, tmp_path, "process")
+    broken = node(fleet.server_port, tmp_path, "process")
     try:
         wait_for(lambda: has_ended(broken))
         assert "500" in broken.log()
@@ -94,7 +96,7 @@ def test_a_node_ends_when_its_line_has_broken_for_good(fleet: Fleet, tmp_path: P
 @pytest.mark.parametrize("fleet", [""], indirect=True)
 @pytest.mark.parametrize("together", [False, True])
 def test_a_node_ends_with_its_superexec_and_signs_off(fleet: Fleet, tmp_path: Path, together: bool):
-    device = node(fleet, tmp_path, "subprocess")
+    device = node(fleet.server_port, tmp_path, "subprocess")
     try:
         ends = [device.wait_for_process("flower-superexec")]
         wait_for(lambda: "pull-messages" in fleet.asked)
@@ -112,13 +114,24 @@ def test_a_node_ends_with_its_superexec_and_signs_off(fleet: Fleet, tmp_path: Pa
 @pytest.mark.parametrize("fleet", [""], indirect=True)
 def test_a_node_with_a_damaged_certificate_of_the_authority_says_so_and_ends(fleet: Fleet, tmp_path: Path):
     (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nMIIB")
-    wrong = node(fleet, tmp_path / "node", "subprocess", "--root-certificates", str(tmp_path / "ca.crt"))
+    wrong = node(fleet.server_port, tmp_path / "node", "subprocess", "--root-certificates", str(tmp_path / "ca.crt"))
     try:
         wait_for(lambda: has_ended(wrong))
         assert wrong.children[0].returncode == 1
         assert "SSLError" in wrong.log()
     finally:
         wrong.kill()
+
+
+def test_a_tls_handshake_that_takes_too_long_is_tried_again(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it connects and says nothing
+        port = silent.getsockname()[1]
+        patient = node(port, tmp_path / "node", "process", "--root-certificates", certifi.where())
+        try:
+            wait_for(lambda: "Connection attempt failed, retrying" in patient.log() or has_ended(patient))
+            assert not has_ended(patient), patient.log()
+        finally:
+            patient.kill()
 
 
 def test_a_node_whose_clientapp_was_stopped_ends_and_joins_again_at_once(deployment: Deployment, digits: Path):
