@@ -29,6 +29,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def has_order(node: Service, visit: int) -> bool:
+    """Return whether a node has all of a visit's order; the ClientApp of the visit before may live still."""
+    return node.log().count("Received successfully") == visit
+
+
 def kept_running(node: Service) -> Service:
     """Start a node again that has ended, after some seconds, as a device's service does."""
     if node.children[0].poll() is not None:
@@ -58,6 +63,7 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     run = deployment.run("trouble", options)
     killed = deployment.nodes["node-1"]
     wait_for(lambda: visits_done(deployment, "trouble") == 1)
+    wait_for(lambda: has_order(killed, 2))
     killed.wait_for_process("flwr-clientapp")
     time.sleep(3)  # its imports are over: it trains
     killed.kill()
@@ -129,7 +135,7 @@ def test_a_node_that_is_cut_off_for_90_seconds_comes_back(far_away, digits: Path
         options = {"num-sites": 2, "rounds": 500, "gfpl.first-exchange": 1, "visit-deadline": 200, "local-epochs": 10}
         run = deployment.run("cut", GFPL | options)
         wait_for(lambda: visits_done(deployment, "cut") == 1)
-        cut_off.wait_for_process("flwr-clientapp")
+        wait_for(lambda: has_order(cut_off, 2))
         subprocess.run(["ip", "link", "set", wire, "down"], check=True)
         began = time.monotonic()
         time.sleep(90)
