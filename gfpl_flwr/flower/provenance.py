@@ -13,7 +13,7 @@ import gfpl_flwr
 PACKAGES = ("torch", "flwr", "numpy")
 NO_PART = (
     "cli.py", "cli_devices.py", "command_line.py", "watch.py", "data/hub.py", "experiments", "flower/doctor",
-    "flower/inprocess.py", "flower/launch", "report",
+    "flower/inprocess.py", "flower/launch", "flower/supernode.py", "report",
 )  # fmt: skip
 """What the app's bundle leaves out, since no result depends on it, and a server in a deployment lacks."""
 

@@ -13,7 +13,17 @@ import pytest
 
 from benchmarks.deployment import NAME, ROOT, SCRIPTS, Deployment
 
-from .conftest import GFPL, add_node, assert_equal_to_the_bit, ended, failures, record, visits_done, wait_for
+from .conftest import (
+    GFPL,
+    add_node,
+    assert_equal_to_the_bit,
+    ended,
+    failures,
+    record,
+    slowness,
+    visits_done,
+    wait_for,
+)
 
 pytestmark = pytest.mark.deployment
 
@@ -95,10 +105,10 @@ def test_nodes_that_were_receiving_an_order_when_their_run_was_stopped_go_on_wit
     deployment: Deployment, digits: Path, tmp_path: Path
 ):
     options = {"num-sites": 2, "rounds": 3}
-    slow = [sys.executable, str(Path(__file__).with_name("slow_supernode.py")), "5"]
+    slow = [sys.executable, str(Path(__file__).with_name("slow_supernode.py")), str(5 * slowness())]
     nodes = [add_node(deployment, site, digits, sites=2, supernode=slow) for site in range(2)]
     deployment.connected(2)
-    run = deployment.run("mine", GFPL | options | {"ask-again-after": 20})
+    run = deployment.run("mine", GFPL | options | {"ask-again-after": round(20 * slowness())})
     wait_for(lambda: all("ROUND 2]" in node.log() for node in nodes))
     # Each is receiving the order of visit 2. From now on Flower's node keeps each reply back until it gets another.
     run.send_signal(signal.SIGINT)

@@ -70,6 +70,7 @@ def test_every_trouble_of_a_site_is_its_own_and_is_told(deployment: Deployment, 
     late = add_node(deployment, 2, digits, sites=6)
     # The SuperLink takes a killed node for alive for a minute, and its key for in use: each start fails until then.
     joined = killed.log().count("SuperNode ID")
+    killed.start()
     wait_for(lambda: run.poll() is not None or kept_running(killed).log().count("SuperNode ID") > joined)
     ended(run)
     lines = record(deployment, "trouble")
