@@ -20,7 +20,6 @@ from .conftest import (
     ended,
     failures,
     record,
-    slowness,
     visits_done,
     wait_for,
 )
@@ -105,16 +104,20 @@ def test_nodes_that_were_receiving_an_order_when_their_run_was_stopped_go_on_wit
     deployment: Deployment, digits: Path, tmp_path: Path
 ):
     options = {"num-sites": 2, "rounds": 3}
-    slow = [sys.executable, str(Path(__file__).with_name("slow_supernode.py")), str(5 * slowness())]
+    stopped = tmp_path / "stopped"
+    slow = [sys.executable, str(Path(__file__).with_name("slow_supernode.py")), str(stopped)]
     nodes = [add_node(deployment, site, digits, sites=2, supernode=slow) for site in range(2)]
     deployment.connected(2)
-    run = deployment.run("mine", GFPL | options | {"ask-again-after": round(20 * slowness())})
-    wait_for(lambda: all("ROUND 2]" in node.log() for node in nodes))
-    # Each is receiving the order of visit 2. From now on Flower's node keeps each reply back until it gets another.
+    run = deployment.run("mine", GFPL | options | {"ask-again-after": 20})
+    # Each is receiving the order of visit 2 and has started the ClientApp for it.
+    wait_for(lambda: all(node.log().count("Start `flwr-clientapp` process") == 2 for node in nodes))
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=120)
     assert run.returncode != 0
     assert visits_done(deployment, "mine") == 1
+    # Replies to the stopped run are made. From now on Flower's node keeps each reply back until the next order.
+    stopped.touch()
+    wait_for(lambda: not any(node.processes("flwr-clientapp") for node in nodes))
     ended(deployment.gfpl("run", NAME, "--resume", "mine", "--output-dir", str(deployment.runs)))
     lines = record(deployment, "mine")
     assert [line["visit"] for line in lines] == [1, 2, 3]
