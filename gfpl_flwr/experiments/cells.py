@@ -1,6 +1,7 @@
 """What stands in a table or figure of an experiment: numbers of finished runs, by the cell that they are for."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,20 @@ class Cells:
     def interval(self, measure: Measure, **roles: str) -> Interval:
         """Return mean and interval over the seeds of a cell."""
         return interval(list(self.values(measure, **roles).values()))
+
+    def along(self, measure: Measure, line: str) -> dict[str, Interval]:
+        """Return mean and interval of each step of a line, over the seeds that all its steps with an outcome share.
+
+        Over others, a difference between two steps could be that of their seeds. Where they share none it is the seed
+        that the most of them have.
+        """
+        steps = {x: self.values(measure, x=x, lines=line) for x in self.of("x")}
+        had = Counter(seed for values in steps.values() for seed in values)
+        done = sum(1 for values in steps.values() if values)
+        shared = {seed for seed, count in had.items() if count == done} or {seed for seed, _ in had.most_common(1)}
+        return {
+            x: interval([value for seed, value in values.items() if seed in shared]) for x, values in steps.items()
+        }
 
     def finished(self, **roles: str) -> list[Outcome]:
         """Return the outcomes of the finished runs of a cell."""

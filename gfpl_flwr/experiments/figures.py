@@ -207,8 +207,8 @@ def sweep_figure(cells: Cells) -> Figure:
         for place, line in enumerate(lines):
             left, right = axes[2 * place], axes[2 * place + 1]
             colour = line_styles(len(lines))[place]["color"]
-            values = [cells.interval(own, x=x, lines=line) for x in steps]
-            sizes = [cells.interval(sent, x=x, lines=line) for x in steps]
+            values = list(cells.along(own, line).values())
+            sizes = list(cells.along(sent, line).values())
             known = [i for i, value in enumerate(values) if value.count]
             halves = np.hstack([reaching(values[i]) for i in known])
             left.errorbar(
@@ -224,7 +224,7 @@ def sweep_figure(cells: Cells) -> Figure:
                 ax.set_xlim(-0.5, len(steps) - 0.5)
         for ax in axes[-2:]:
             ax.set_xlabel(cells.part.roles["x"])
-        counts = {cells.interval(own, x=x, lines=line).count for x in steps for line in lines} - {0}
+        counts = {value.count for line in lines for value in cells.along(own, line).values()} - {0}
         spread = "one seed" if counts == {1} else "bars: 95 % interval over seeds"
         alone = "; no bar: one seed" if len(counts) > 1 and 1 in counts else ""
         axes[0].set_title(f"Accuracy on own classes\n{spread}{alone}", loc="left", fontsize=9)

@@ -223,17 +223,22 @@ def _cost(cells: Cells) -> Sheet:
 
 def _sweep(cells: Cells) -> Sheet:
     """Accuracy along an axis, a column for each line."""
-    lines, steps = cells.of("lines"), cells.of("x")
-    counts = [len(cells.finished(x=x, lines=line)) for x in steps for line in lines]
+    lines = cells.of("lines")
+    accuracy = {line: cells.along(own, line) for line in lines}
+    size = {line: cells.along(lambda its: sent(its) / 1e6, line) for line in lines}
+    counts = [its.count for along in accuracy.values() for its in along.values()]
     rows = []
-    for x in steps:
+    for x in cells.of("x"):
         row = [x]
         for line in lines:
-            row.append(plain(cells.interval(own, x=x, lines=line), most=max(counts)))
-            row.append(plain(cells.interval(lambda its: sent(its) / 1e6, x=x, lines=line), 2))
+            row.append(plain(accuracy[line][x], most=max(counts)))
+            row.append(plain(size[line][x], 2))
         rows.append(row)
     heads = [cells.part.roles["x"], *(f"{line}{what}" for line in lines for what in ("", ", MB"))]
-    notes = [f"Accuracy on own classes in percent; MB: of all sites, both ways. {told_seeds(counts)}"]
+    notes = [
+        f"Accuracy on own classes in percent; MB: of all sites, both ways. {told_seeds(counts)} A column is over the "
+        "seeds that all its values have."
+    ]
     if 1 in counts:
         notes.append("Nothing follows from one seed: what lies between its rows can be the seed's alone.")
     title = cells.part.title + (f", {cells.where}" if cells.page else "")

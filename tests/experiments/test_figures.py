@@ -1,9 +1,11 @@
 """Figures show the outcomes, and the same outcomes give the same bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from gfpl_flwr.experiments.cells import Cells
+from gfpl_flwr.experiments.cells import Cells, own
 from gfpl_flwr.experiments.figures import (
     curves_figure,
     figures_of,
@@ -111,3 +113,21 @@ def test_the_files_of_a_part_are_png_and_svg_and_the_same_each_time(two_methods,
 
 def test_a_part_without_outcomes_has_no_figure(two_methods, tmp_path):
     assert list(figures_of(two_methods.parts[0], {}, tmp_path)) == []
+
+
+def test_a_line_is_over_the_seeds_that_all_its_steps_have(two_methods, outcomes):
+    part = two_methods.parts[1]
+    runs = {(its.cell["P"], its.seed): its.key for its in part.planned}
+    low, *others = sorted(seed for step, seed in runs if step == "1")
+    known = {
+        key: replace(outcomes[key], accuracy={"classifier": (0.1 * seed, 0.0)}) for (_, seed), key in runs.items()
+    }
+    whole = Cells(part, {}, known).along(own, "n = 3")
+    assert {its.count for its in whole.values()} == {1 + len(others)}
+    fewer = {key: its for key, its in known.items() if key not in {runs["1", seed] for seed in others}}
+    assert {x: (its.count, its.mean) for x, its in Cells(part, {}, fewer).along(own, "n = 3").items()} == {
+        "1": (1, pytest.approx(10 * low)),
+        "5": (1, pytest.approx(10 * low)),
+    }
+    apart = {runs["1", low]: known[runs["1", low]], runs["5", others[0]]: known[runs["5", others[0]]]}
+    assert sorted(its.count for its in Cells(part, {}, apart).along(own, "n = 3").values()) == [0, 1]
