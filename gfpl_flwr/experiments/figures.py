@@ -204,12 +204,14 @@ def sweep_figure(cells: Cells) -> Figure:
     with context(["default", STYLE]):
         fig, axes = panels(2, rows=len(lines), height=0.7 + 2.3 * len(lines))
         places = np.arange(len(steps))
+        counts: set[int] = set()
         for place, line in enumerate(lines):
             left, right = axes[2 * place], axes[2 * place + 1]
             colour = line_styles(len(lines))[place]["color"]
             values = list(cells.along(own, line).values())
             sizes = list(cells.along(sent, line).values())
             known = [i for i, value in enumerate(values) if value.count]
+            counts |= {values[i].count for i in known}
             halves = np.hstack([reaching(values[i]) for i in known])
             left.errorbar(
                 places[known], [values[i].mean for i in known], yerr=halves, color=colour, marker="o", capsize=3
@@ -224,7 +226,6 @@ def sweep_figure(cells: Cells) -> Figure:
                 ax.set_xlim(-0.5, len(steps) - 0.5)
         for ax in axes[-2:]:
             ax.set_xlabel(cells.part.roles["x"])
-        counts = {value.count for line in lines for value in cells.along(own, line).values()} - {0}
         spread = "one seed" if counts == {1} else "bars: 95 % interval over seeds"
         alone = "; no bar: one seed" if len(counts) > 1 and 1 in counts else ""
         axes[0].set_title(f"Accuracy on own classes\n{spread}{alone}", loc="left", fontsize=9)

@@ -13,16 +13,7 @@ import pytest
 
 from benchmarks.deployment import NAME, ROOT, SCRIPTS, Deployment
 
-from .conftest import (
-    GFPL,
-    add_node,
-    assert_equal_to_the_bit,
-    ended,
-    failures,
-    record,
-    visits_done,
-    wait_for,
-)
+from .conftest import GFPL, add_node, assert_equal_to_the_bit, ended, failures, record, visits_done, wait_for
 
 pytestmark = pytest.mark.deployment
 
