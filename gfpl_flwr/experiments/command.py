@@ -120,7 +120,7 @@ def make(wish: Wish, *, dry: bool = False) -> int:
     console.print(f"{whole.name}: {len(planned)} runs, {len(done)} done, {len(missing)} to do", highlight=False)
     if dry:
         for key, its in missing.items():
-            console.print(f"{key}: {', '.join(its.cell.values())}, seed {its.seed}", highlight=False)
+            console.print(f"{key}: {its.words}", highlight=False)
         return 0
     if missing:
         with Watching(missing, console) as watching:

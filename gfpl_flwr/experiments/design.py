@@ -38,6 +38,14 @@ class ExperimentError(ConfigError):
     """An experiment that cannot be run; the message names the file and what is wrong in it."""
 
 
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Planned:
     """One run of an experiment.
@@ -68,6 +76,12 @@ class Planned:
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
         dataset = str(whole["dataset"]).rpartition("/")[2].replace(":", "-")
         return f"{algorithm}-{dataset}-{digest}"
+
+    @property
+    def words(self) -> str:
+        """What a person is told of the run: values of its axes, bare numbers with their axis, and the seed."""
+        values = (f"{axis} = {name}" if _is_number(name) else name for axis, name in self.cell.items())
+        return ", ".join([*values, f"seed {self.seed}"])
 
     @property
     def rounds(self) -> int:

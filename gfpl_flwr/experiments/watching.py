@@ -53,9 +53,8 @@ class Watching:
             self._bar.console.print(told.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if told.finished:
             self.ended += 1
-            its = self.planned[told.key]
-            what = f"{', '.join(its.cell.values())}, seed {its.seed}"
-            line = f"{self.ended}/{len(self.planned)} {what}: {told.failure or 'done'}"
+            words = self.planned[told.key].words
+            line = f"{self.ended}/{len(self.planned)} {words}: {told.failure or 'done'}"
             self._bar.console.print(line, style="red" if told.failure else None, highlight=False, markup=False)
         self._show()
 

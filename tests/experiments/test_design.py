@@ -247,3 +247,9 @@ def test_there_is_one_for_every_table_and_figure_of_the_paper():
     assert list(part.axes["dataset"]) == ["MNIST", "FEMNIST", "CIFAR10", "CIFAR100"]
     assert len(part.axes["method"]) == 10
     assert len(part.axes["ways"]) == 3
+
+
+def test_a_run_is_told_in_words_a_bare_number_with_its_axis(two_methods):
+    methods, period = (part.planned[0] for part in two_methods.parts)
+    assert methods.words == "Digits, Local, n = 2, seed 1"
+    assert period.words == "P = 1, n = 3, seed 1"
